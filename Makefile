@@ -1,0 +1,50 @@
+# Everything from a bare clone: Python 3.10 or newer, git and make are enough.
+# PYTHON=python3.12 picks the interpreter (after `make clean`); ARGS="..." goes to the command that is run.
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UNFINISHED := $(VENV)/.unfinished
+PYTEST := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## train the embedded model with and without emoreg; no GPU, account or download
+	HF_HUB_OFFLINE=1 $(BIN)/emoreg demo $(ARGS)
+
+test: $(READY) ## run the tests, without the slow ones
+	$(PYTEST) $(ARGS)
+	@echo "emoreg: tests passed"
+
+test-all: $(READY) ## run all tests
+	$(PYTEST) -m "" $(ARGS)
+	@echo "emoreg: all tests passed"
+
+lint: $(READY) ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@echo "emoreg: lint passed"
+
+clean: ## remove the environment, builds and caches; runs stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The mark of a finished install is the mark of an unfinished one, renamed by the last command:
+# an install that was interrupted is thrown away by the next call, a finished one is used again.
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@command -v $(PYTHON) >/dev/null || { echo "emoreg: no '$(PYTHON)' here; name a Python >= 3.10, as in: make test PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(None if sys.version_info >= (3, 10) else "emoreg: $(PYTHON) is Python " + v + "; name a Python >= 3.10, as in: make test PYTHON=python3.11")'
+	@if [ -e $(UNFINISHED) ]; then echo "emoreg: the last install did not finish, starting over"; rm -rf $(VENV); fi
+	@mkdir -p $(VENV) && rm -f $@ && touch $(UNFINISHED)
+	@echo "emoreg: installing into $(VENV), minutes the first time (PyTorch is the largest part)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
+	@mv $(UNFINISHED) $@

@@ -1,0 +1,41 @@
+"""emoreg: see, hold and audit a model's emotion vectors while it is fine-tuned with TRL."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emoreg.callbacks import DriftCallback
+    from emoreg.config import EmoRegConfig
+    from emoreg.regularizer import EmotionRegularizer
+    from emoreg.tap import Tap
+    from emoreg.terms import EmotionTerms
+    from emoreg.vectors import EmotionVectors
+
+__version__ = version("emoreg")
+
+# Loaded at first use, so that `import emoreg` stays quick and quiet.
+_HOMES = {
+    "DriftCallback": "callbacks",
+    "EmoRegConfig": "config",
+    "EmotionRegularizer": "regularizer",
+    "EmotionTerms": "terms",
+    "EmotionVectors": "vectors",
+    "Tap": "tap",
+}
+__all__ = [
+    "DriftCallback",
+    "EmoRegConfig",
+    "EmotionRegularizer",
+    "EmotionTerms",
+    "EmotionVectors",
+    "Tap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"emoreg.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'emoreg' has no attribute {name!r}")

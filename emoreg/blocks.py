@@ -1,0 +1,119 @@
+"""Find the decoder blocks of any Hugging Face causal language model, bare or wrapped."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from emoreg.errors import BlocksNotFoundError
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The module that runs the decoder blocks, and the blocks in order."""
+
+    module: nn.Module
+    blocks: Sequence[nn.Module]
+    width: int  # of the residual stream
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Take off what wraps a model: data parallel, `torch.compile`, PEFT; nothing is changed."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        elif isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "config"):
+            model = model.module
+        else:
+            return model
+
+
+def find_backbone(model: nn.Module) -> Backbone:
+    """The text decoder of a model.
+
+    The decoder is what `get_decoder()` returns; its blocks are the shallowest `ModuleList` with
+    as many members as the text configuration has layers. A vision tower is never taken for it.
+
+    Raises:
+        BlocksNotFoundError: No such list, or a model without a configuration, or an encoder.
+    """
+    inner = unwrap(model)
+    config = getattr(inner, "config", None)
+    if config is None:
+        raise BlocksNotFoundError(
+            f"{type(inner).__name__} has no `config`, so its decoder blocks cannot be found; "
+            "pass a transformers model (PEFT, DDP and compiled wrappers are looked through)."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise BlocksNotFoundError(
+            f"{type(inner).__name__} is an encoder-decoder; emoreg reads decoder-only language models."
+        )
+    text = config.get_text_config(decoder=True)
+    count = getattr(text, "num_hidden_layers", None)
+    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else None
+    for root in (decoder, inner):
+        found = root if root is None else _shallowest_list(root, count)
+        if found is not None:
+            owner, blocks = found
+            return Backbone(owner, blocks, int(text.hidden_size))
+    raise BlocksNotFoundError(
+        f"No list of {count} decoder blocks under {type(inner).__name__}: found lists "
+        f"{_describe_lists(inner) or 'none'}. Use a decoder-only transformers model."
+    )
+
+
+def _shallowest_list(root: nn.Module, count: int | None) -> tuple[nn.Module, nn.ModuleList] | None:
+    """Breadth first: the module that owns a list of `count` blocks, and the list."""
+    queue = deque([root])
+    while queue:
+        module = queue.popleft()
+        for child in module.children():
+            if isinstance(child, nn.ModuleList) and len(child) == count:
+                return module, child
+            queue.append(child)
+    return None
+
+
+def _describe_lists(model: nn.Module) -> str:
+    lists = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList))
+    return ", ".join(f"{name} ({len(m)})" for name, m in lists)
+
+
+def check_blocks(blocks: Sequence[int], backbone: Backbone) -> tuple[int, ...]:
+    """The asked blocks, sorted and unique.
+
+    Raises:
+        BlocksNotFoundError: A block the model does not have, or none asked for.
+    """
+    have = len(backbone.blocks)
+    wrong = [b for b in blocks if not 0 <= b < have]
+    if wrong or not blocks:
+        raise BlocksNotFoundError(
+            f"Blocks {list(blocks)} asked for; this model has blocks 0 to {have - 1}. "
+            "Blocks count from 0 and are not negative."
+        )
+    return tuple(sorted(set(blocks)))
+
+
+def trainable_below(backbone: Backbone, deepest: int, model: nn.Module) -> bool:
+    """Whether any trainable parameter can change the output of block `deepest`.
+
+    Parameters inside later blocks cannot; nor can those outside the backbone, except the input
+    embeddings, which the backbone owns.
+    """
+    later: set[int] = set()
+    for block in list(backbone.blocks)[deepest + 1 :]:
+        later |= {id(p) for p in block.parameters()}
+    inside = list(backbone.module.parameters()) + _prompt_parameters(model)
+    return any(p.requires_grad and id(p) not in later for p in inside)
+
+
+def _prompt_parameters(model: nn.Module) -> list[Any]:
+    """Virtual tokens of prompt learning, which sit outside the backbone and reach every block."""
+    return [p for name, p in model.named_parameters() if "prompt_encoder" in name]

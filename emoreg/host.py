@@ -1,0 +1,101 @@
+"""What emoreg borrows from a `Trainer`: methods replaced for the time of a run, and its rules of scale."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+
+from emoreg.errors import ConfigError, MissingExtraError, TrainerError
+
+
+def check_trainer(trainer: Any) -> Trainer:
+    """The trainer, if it is one.
+
+    Raises:
+        TrainerError: It is not a `transformers.Trainer`.
+        MissingExtraError: It reports to wandb, which is not installed.
+    """
+    if not isinstance(trainer, Trainer):
+        raise TrainerError(
+            f"Wanted a transformers or TRL trainer, got {type(trainer).__name__}. Build the trainer "
+            "first, then trainer.add_callback(EmotionRegularizer(trainer, vectors)); for a loop of "
+            "your own use emoreg.terms.EmotionTerms."
+        )
+    reports = trainer.args.report_to or []
+    if "wandb" in reports and importlib.util.find_spec("wandb") is None:
+        raise MissingExtraError("report_to asks for wandb: pip install 'emoreg[wandb]'")
+    return trainer
+
+
+class Loan:
+    """Methods of one object replaced for a while, and given back exactly as they were."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self._before: dict[str, Any] = {}
+
+    def replace(self, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Put ``make(original)`` in the place of a method, on the instance."""
+        self._before[name] = vars(self.owner).get(name, _ABSENT)
+        setattr(self.owner, name, make(getattr(self.owner, name)))
+
+    def give_back(self) -> None:
+        """Undo every replacement; nothing happens the second time."""
+        for name, value in self._before.items():
+            if value is _ABSENT:
+                vars(self.owner).pop(name, None)
+            else:
+                setattr(self.owner, name, value)
+        self._before = {}
+
+
+_ABSENT = object()
+
+
+def loss_is_scaled(trainer: Trainer, num_items_in_batch: Any) -> bool:
+    """Whether the loss that `compute_loss` returns is already divided by the accumulation window.
+
+    The rule of `Trainer.training_step`; `loss_is_scaled_for_ga` exists from transformers 5.19.
+    """
+    scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+    if scaled is not None:
+        return bool(scaled)
+    by_items = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
+    return bool(by_items or trainer.compute_loss_func is not None)
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The base: the same weights with every adapter off.
+
+    Raises:
+        ConfigError: The model has no adapters that can be switched off, or learns a prompt.
+    """
+    check_adapters(model)
+    with model.disable_adapter():
+        yield
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether the base can be had by switching adapters off."""
+    learns_prompt = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    return hasattr(model, "disable_adapter") and not learns_prompt
+
+
+def check_adapters(model: nn.Module) -> None:
+    """Check that the base can be had by switching adapters off.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if not has_adapters(model):
+        raise ConfigError(
+            f"{type(model).__name__} has no adapters to switch off, so the base cannot be read: "
+            "anchor 'base' and the keep term need LoRA or another PEFT adapter that changes weights. "
+            "Use peft_config, or anchor 'neutral' with keep 0."
+        )

@@ -1,0 +1,73 @@
+"""The terms of the loss: pure functions of tensors, in float32, each averaged over counted tokens.
+
+For a penalised emotion the term is relu(r - (c + m))², for a rewarded one relu((c + m) - r)²,
+and the keep term is the squared excess of all others over the base; r is a reading in σ, c the
+anchor and m the margin. Each is zero, with zero gradient, where it is satisfied.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu
+
+Pool = Literal["mean", "top"]
+TOP_SHARE = 0.1  # of a sequence's counted tokens, at least one
+
+
+def readings(acts: Tensor, directions: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+    """Readings r = ((h - mu) · v) / sigma.
+
+    Args:
+        acts: Output of one block, (..., width), any float dtype.
+        directions: Unit rows, (emotions, width).
+        mu: Mean activation over the neutral texts, (width,).
+        sigma: Standard deviation of the projection over the neutral texts, (emotions,).
+
+    Returns:
+        Readings in σ, float32, (..., emotions).
+    """
+    with torch.autocast(acts.device.type, enabled=False):
+        return ((acts.float() - mu) @ directions.mT) / sigma
+
+
+def penalty(reading: Tensor, anchor: Tensor | float, margin: float) -> Tensor:
+    """relu(r - (c + m))² per token, in σ², shaped as `reading`."""
+    return relu(reading - (anchor + margin)).square()
+
+
+def reward(reading: Tensor, anchor: Tensor | float, margin: float) -> Tensor:
+    """relu((c + m) - r)² per token, in σ², shaped as `reading`: enough of the emotion costs nothing."""
+    return relu((anchor + margin) - reading).square()
+
+
+def keep(excess: Tensor) -> Tensor:
+    """Squared excess, mean over the last axis, in σ²: (..., emotions) -> (...)."""
+    return excess.square().mean(-1)
+
+
+def pooled_sum(values: Tensor, sequence: Tensor, pool: Pool = "mean") -> Tensor:
+    """Sum over counted tokens; divided by their number it is the pooled mean.
+
+    With ``top`` each sequence is represented by the mean of its highest tenth, weighted by its
+    number of counted tokens, so that both pools weigh sequences alike and have the same divisor.
+
+    Args:
+        values: One value per counted token, (counted,).
+        sequence: Which sequence each token belongs to, int64, (counted,).
+        pool: ``mean`` or ``top``.
+
+    Returns:
+        Scalar, zero where nothing counts.
+    """
+    if pool == "mean" or len(values) == 0:
+        return values.sum()
+    size = torch.bincount(sequence)
+    order = torch.argsort(values.detach(), descending=True)
+    order = order[torch.argsort(sequence[order], stable=True)]
+    row = sequence[order]
+    rank = torch.arange(len(values), device=values.device) - (size.cumsum(0) - size)[row]
+    kept = (size * TOP_SHARE).ceil()
+    return torch.where(rank < kept[row], values[order] * (size / kept.clamp(min=1))[row], 0.0).sum()

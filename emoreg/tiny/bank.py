@@ -1,0 +1,51 @@
+"""The world's texts in the form of a bank: what directions are fitted on, and what they are tested on."""
+
+from __future__ import annotations
+
+from random import Random
+
+from emoreg.bank import Text
+from emoreg.tiny.world import NO_STATE, Split, World, emotions, exchange, families, neutral, table
+
+SIGNALS = (("context",), ("sentences",), ("context", "sentences"))
+ROLE: dict[Split, str] = {"fit": "read", "held-out": "test"}
+PER_EMOTION: dict[Split, int] = {"fit": 48, "held-out": 32}
+
+
+def make_bank(world: World, seed: int) -> list[Text]:
+    """Stories, transcripts and neutral texts.
+
+    Held-out texts share no emotional sentence, no user context and no task family with those that
+    directions are fitted on.
+    """
+    rng = Random(seed)
+    texts = [t for split in PER_EMOTION for t in labelled(world, rng, split)]
+    return texts + neutral_texts(world, rng)
+
+
+def labelled(world: World, rng: Random, split: Split) -> list[Text]:
+    """Stories and transcripts of one split, equally many for each emotion.
+
+    Transcripts stop before the last act, so that a direction reads the state and not the act.
+    """
+    texts = []
+    for emotion in emotions():
+        for i in range(PER_EMOTION[split]):
+            story = world.story(rng, emotion, split, plain=True)
+            texts.append(Text("story", emotion, split, text=story))
+            among = families(ROLE[split])
+            episode = world.episode(rng, among[i % len(among)], emotion, split, SIGNALS[i % len(SIGNALS)])
+            texts.append(Text("transcript", emotion, split, episode.family, messages=tuple(episode.prompt)))
+    return texts
+
+
+def neutral_texts(world: World, rng: Random, each: int = 48) -> list[Text]:
+    """Notes, questions with answers, and episodes in which nothing tells a state."""
+    texts = [Text("neutral", text=neutral(rng)) for _ in range(each)]
+    for i in range(each):
+        question = exchange(rng, table("scenes")["questions"], "question")
+        texts.append(Text("neutral", messages=tuple(question)))
+        among = families("read")
+        episode = world.episode(rng, among[i % len(among)], NO_STATE)
+        texts.append(Text("neutral", topic=episode.family, messages=tuple(episode.prompt)))
+    return texts

@@ -1,0 +1,101 @@
+"""Which tokens count: completion, colon, prompt; padded, packed or padding-free."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from emoreg.errors import ConfigError
+
+SCOPES = ("completion", "colon", "prompt")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The tokens that count, and which sequence each belongs to."""
+
+    mask: Tensor  # bool, (batch, tokens)
+    sequence: Tensor  # int64, (batch, tokens), the same number within one sequence, from 0
+
+    def padded_left(self, width: int) -> Counted:
+        """The same tokens in a batch of `width` tokens: virtual tokens come first and never count."""
+        extra = width - self.mask.shape[1]
+        if extra <= 0:
+            return self
+        shape = (self.mask.shape[0], extra)
+        first = self.sequence[:, :1].expand(shape)
+        return Counted(
+            torch.cat([self.mask.new_zeros(shape), self.mask], 1),
+            torch.cat([first, self.sequence], 1),
+        )
+
+
+def check_scope(scope: Collection[str]) -> tuple[str, ...]:
+    """The scopes, in their order in `SCOPES`.
+
+    Raises:
+        ConfigError: An unknown scope, or none.
+    """
+    unknown = sorted(set(scope) - set(SCOPES))
+    if unknown or not scope:
+        raise ConfigError(f"scope must name some of {', '.join(SCOPES)}; got {unknown or 'nothing'}.")
+    return tuple(s for s in SCOPES if s in scope)
+
+
+def count_tokens(
+    labels: Tensor,
+    scope: Collection[str],
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> Counted:
+    """The tokens of a batch that count.
+
+    *completion* is every token with a label; *colon* the token just before a run of them, from
+    which the first is predicted; *prompt* every token without a label, the colon among them, except
+    the first of each sequence, which is an attention sink. Padding never counts.
+
+    Args:
+        labels: -100 where the token is no target, (batch, tokens).
+        scope: Some of ``completion``, ``colon``, ``prompt``.
+        attention_mask: 0 at padding, (batch, tokens); None if nothing is padded.
+        position_ids: (batch, tokens), which restart at 0 where packed sequences begin; needed
+            to tell packed sequences apart.
+
+    Returns:
+        The mask and the sequence numbers, both (batch, tokens).
+
+    Raises:
+        ConfigError: An unknown scope.
+    """
+    scope = check_scope(scope)
+    real = torch.ones_like(labels, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    starts = _starts(real, position_ids)
+    target = (labels != -100) & real
+    follows = torch.zeros_like(target)
+    follows[:, :-1] = target[:, 1:] & ~starts[:, 1:]
+    colon = follows & ~target & real
+    parts = {"completion": target, "colon": colon, "prompt": real & ~target & ~starts}
+    mask = torch.zeros_like(target)
+    for name in scope:
+        mask |= parts[name]
+    sequence = starts.flatten().cumsum(0).reshape(starts.shape) - 1
+    return Counted(mask, sequence.clamp(min=0))
+
+
+def _starts(real: Tensor, position_ids: Tensor | None) -> Tensor:
+    """Where a sequence begins, bool, (batch, tokens): at its first real token."""
+    if position_ids is not None and position_ids.shape == real.shape:
+        return (position_ids == 0) & real
+    before = torch.zeros_like(real)
+    before[:, 1:] = real[:, :-1]
+    first = real & ~before
+    return first & (first.long().cumsum(1) == 1)
+
+
+def colon_positions(attention_mask: Tensor) -> Tensor:
+    """Index of the last real token of each row, (batch,), padded on either side."""
+    width = attention_mask.shape[1]
+    return width - 1 - attention_mask.flip(1).long().argmax(1)

@@ -1,0 +1,288 @@
+"""EmotionVectors: the frozen set of directions, its file, and the check against a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from emoreg.blocks import find_backbone, unwrap
+from emoreg.errors import UnknownEmotionError, VectorFileError, VectorMismatchError
+from emoreg.files import write_atomic
+from emoreg.losses import readings
+
+FORMAT = "emoreg-vectors-1"
+UNIT_TOLERANCE = 1e-3
+PROBE_TEXT = "The quick brown fox: 3.14 + (x_1) == \u00e9t\u00e9, \u5e73\u9759?\n\tYes!"
+
+
+@dataclass(frozen=True)
+class Facet:
+    """One direction per emotion and block, from one kind of text."""
+
+    name: str
+    emotions: tuple[str, ...]
+    directions: Tensor  # (emotions, blocks, width), float32, unit norm over width
+    sigma: Tensor  # (emotions, blocks), float32, residual-stream units
+
+    def only(self, blocks: list[int]) -> Facet:
+        """The same facet at some of its blocks, given by position."""
+        return replace(self, directions=self.directions[:, blocks], sigma=self.sigma[:, blocks])
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Directions stacked for reading: one row per facet and emotion, at some blocks."""
+
+    rows: tuple[tuple[str, str], ...]  # (facet, emotion)
+    blocks: tuple[int, ...]
+    directions: Tensor  # (blocks, rows, width)
+    mu: Tensor  # (blocks, width)
+    sigma: Tensor  # (blocks, rows)
+
+    def to(self, device: torch.device) -> Probe:
+        """The same probe on a device."""
+        moved = {k: getattr(self, k).to(device) for k in ("directions", "mu", "sigma")}
+        return replace(self, **moved)
+
+    def read(self, acts: Mapping[int, Tensor]) -> Tensor:
+        """Readings in σ: block -> (..., width) gives (blocks, ..., rows), float32."""
+        return torch.stack(
+            [
+                readings(acts[b].to(self.mu.device), self.directions[i], self.mu[i], self.sigma[i])
+                for i, b in enumerate(self.blocks)
+            ]
+        )
+
+    def of(self, emotion: str) -> list[int]:
+        """Rows that belong to an emotion."""
+        return [i for i, (_, e) in enumerate(self.rows) if e == emotion]
+
+
+@dataclass(frozen=True)
+class EmotionVectors:
+    """Directions of emotions in the residual stream of one model, with their calibration.
+
+    The first facet holds every emotion; others may hold some. Facets of one emotion are orthonormal.
+    """
+
+    facets: tuple[Facet, ...]
+    blocks: tuple[int, ...]  # decoder blocks, counted from 0
+    mu: Tensor  # (blocks, width), float32: mean activation over the neutral texts
+    card: Mapping[str, Any]  # whose vectors these are and how they were made
+
+    @property
+    def emotions(self) -> tuple[str, ...]:
+        """Every emotion of the set."""
+        return self.facets[0].emotions
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return int(self.mu.shape[-1])
+
+    @property
+    def suggested_blocks(self) -> tuple[int, ...]:
+        """Blocks that validation found best, or the block at two thirds of the depth."""
+        return tuple(self.card.get("suggested_blocks") or (self.blocks[len(self.blocks) * 2 // 3],))
+
+    def facet(self, name: str) -> Facet:
+        """A facet by name.
+
+        Raises:
+            UnknownEmotionError: No such facet; the message names those there are.
+        """
+        for facet in self.facets:
+            if facet.name == name:
+                return facet
+        have = ", ".join(f.name for f in self.facets)
+        raise UnknownEmotionError(f"No facet {name!r} in this vector set; it has {have}.")
+
+    def probe(self, facets: Sequence[str] | None = None, blocks: Sequence[int] | None = None) -> Probe:
+        """Stack facets (all by default) at blocks (the suggested ones by default) for reading.
+
+        Raises:
+            UnknownEmotionError: A facet or block that the set does not hold.
+        """
+        chosen = self.facets if facets is None else tuple(self.facet(n) for n in facets)
+        wanted = tuple(self.suggested_blocks if blocks is None else blocks)
+        missing = [b for b in wanted if b not in self.blocks]
+        if missing or not chosen or not wanted:
+            raise UnknownEmotionError(
+                f"Blocks {missing or list(wanted)} are not in this vector set, which holds blocks "
+                f"{list(self.blocks)}; choose among those or extract the set again with more blocks."
+            )
+        at = [self.blocks.index(b) for b in wanted]
+        parts = [f.only(at) for f in chosen]
+        return Probe(
+            tuple((f.name, e) for f in parts for e in f.emotions),
+            wanted,
+            torch.cat([f.directions for f in parts]).transpose(0, 1).contiguous(),
+            self.mu[at],
+            torch.cat([f.sigma for f in parts]).T.contiguous(),
+        )
+
+    def require(self, emotions: Sequence[str]) -> None:
+        """Check that the set holds these emotions.
+
+        Raises:
+            UnknownEmotionError: It does not; the message names the nearest that it holds.
+        """
+        for emotion in emotions:
+            if emotion not in self.emotions:
+                near = get_close_matches(emotion, self.emotions, n=3, cutoff=0.4)
+                hint = f"nearest: {', '.join(near)}" if near else f"it has {', '.join(self.emotions)}"
+                raise UnknownEmotionError(f"No emotion {emotion!r} in this vector set; {hint}.")
+
+    def check(self, model: nn.Module, tokenizer: Any = None, name: bool = True) -> None:
+        """Check that the set was made for this model.
+
+        Args:
+            model: Compared in width, number of blocks and name (last part of the path).
+            tokenizer: Compared by how it encodes one fixed text, if given.
+            name: False accepts another name, for a renamed copy of the same weights.
+
+        Raises:
+            VectorMismatchError: It was made for another; the message lists every difference.
+            BlocksNotFoundError: The model's blocks cannot be found.
+        """
+        backbone, made_for = find_backbone(model), self.card.get("model", {})
+        found = identity(model, tokenizer)
+        pairs = {
+            "width": (self.width, backbone.width),
+            "blocks": (made_for.get("blocks"), len(backbone.blocks)),
+        }
+        if name and found["name"]:
+            pairs["name"] = (made_for.get("name"), found["name"])
+        if tokenizer is not None:
+            pairs["tokenizer"] = (made_for.get("tokenizer"), found["tokenizer"])
+        wrong = [f"{k}: vectors {a!r}, model {b!r}" for k, (a, b) in pairs.items() if a != b]
+        if wrong:
+            renamed = " If only the name differs and the weights do not, set check_name to false."
+            raise VectorMismatchError(
+                f"These vectors were made for {made_for.get('name') or 'another model'}:\n  - "
+                + "\n  - ".join(wrong)
+                + "\nMake a set for this model with emoreg.extract.extract()."
+                + (renamed if len(wrong) == 1 and wrong[0].startswith("name:") else "")
+            )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``vectors.safetensors`` and ``card.json`` into a folder, each whole or not at all.
+
+        Raises:
+            VectorFileError: The set is not usable; nothing is written.
+        """
+        self.verify()
+        folder = Path(folder)
+        tensors = {"mu": self.mu.contiguous()}
+        for f in self.facets:
+            tensors[f"{f.name}.directions"] = f.directions.contiguous()
+            tensors[f"{f.name}.sigma"] = f.sigma.contiguous()
+        data = save_tensors(tensors)
+        card = {
+            **self.card,
+            "format": FORMAT,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "blocks": list(self.blocks),
+            "facets": {f.name: list(f.emotions) for f in self.facets},
+        }
+        write_atomic(folder / "vectors.safetensors", data)
+        write_atomic(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> EmotionVectors:
+        """Read a set and check every value of it.
+
+        Raises:
+            VectorFileError: A file is missing, truncated, foreign, or holds values that are not
+                finite unit directions with positive scales.
+        """
+        folder = Path(folder)
+        card, data = _read(folder / "card.json"), _read(folder / "vectors.safetensors")
+        try:
+            fields = json.loads(card)
+            tensors = load_tensors(data)
+        except (ValueError, SafetensorError) as e:
+            raise VectorFileError(f"{folder} cannot be read as a vector set: {e}.") from e
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise VectorFileError(f"{folder / 'card.json'} is not a card of format {FORMAT!r}.")
+        try:
+            facets = tuple(
+                Facet(n, tuple(e), tensors[f"{n}.directions"], tensors[f"{n}.sigma"])
+                for n, e in fields["facets"].items()
+            )
+            vectors = cls(facets, tuple(fields["blocks"]), tensors["mu"], fields)
+        except (KeyError, TypeError, AttributeError) as e:
+            raise VectorFileError(f"{folder} lacks {e}; make the set again.") from e
+        vectors.verify(str(folder))
+        if fields.get("sha256") != hashlib.sha256(data).hexdigest():
+            raise VectorFileError(
+                f"{folder / 'vectors.safetensors'} is not the file that card.json describes "
+                "(its SHA-256 differs): a copy was cut off or the two were mixed. Copy both again."
+            )
+        return vectors
+
+    def verify(self, where: str = "this vector set") -> None:
+        """Check shapes and values.
+
+        Raises:
+            VectorFileError: The message lists every problem.
+        """
+        problems = [] if self.facets else ["no facet"]
+        if self.mu.shape[:1] != (len(self.blocks),) or not bool(self.mu.isfinite().all()):
+            problems.append(f"mu has shape {tuple(self.mu.shape)} or is not finite")
+        for f in self.facets:
+            problems += _problems(f, len(self.blocks), self.width)
+        if problems:
+            raise VectorFileError(f"{where} is not usable:\n  - " + "\n  - ".join(problems))
+
+
+def _problems(f: Facet, blocks: int, width: int) -> list[str]:
+    shape = (len(f.emotions), blocks, width)
+    if tuple(f.directions.shape) != shape or tuple(f.sigma.shape) != shape[:2]:
+        return [f"{f.name}: shapes {tuple(f.directions.shape)}, {tuple(f.sigma.shape)}; wanted {shape}"]
+    if len(set(f.emotions)) != len(f.emotions):
+        return [f"{f.name}: an emotion stands twice"]
+    if not bool(f.directions.isfinite().all()):
+        bad = [f.emotions[i] for i in (~f.directions.isfinite()).any(-1).any(-1).nonzero().flatten()]
+        return [f"{f.name}: NaN or infinite directions for {', '.join(bad)}"]
+    off = (f.directions.norm(dim=-1) - 1).abs()
+    found = []
+    if bool((off > UNIT_TOLERANCE).any()):
+        worst = f.emotions[int(off.amax(1).argmax())]
+        found.append(f"{f.name}: directions are not of unit length ({worst} is off by {off.max():.3g})")
+    if not bool((f.sigma.isfinite() & (f.sigma > 0)).all()):
+        found.append(f"{f.name}: sigma must be positive and finite")
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise VectorFileError(f"{path} cannot be read: {e.strerror}. Wanted a folder with both files.") from e
+
+
+def identity(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
+    """What a card keeps of a model: name, width, number of blocks, and how its tokenizer encodes one text."""
+    backbone, config = find_backbone(model), unwrap(model).config
+    found: dict[str, Any] = {
+        "name": str(getattr(config, "_name_or_path", "")).rstrip("/").rsplit("/", 1)[-1],
+        "width": backbone.width,
+        "blocks": len(backbone.blocks),
+    }
+    if tokenizer is not None:
+        ids = getattr(tokenizer, "tokenizer", tokenizer)(PROBE_TEXT)["input_ids"]
+        found["tokenizer"] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+    return found
