@@ -28,10 +28,15 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model._orig_mod
         elif hasattr(model, "get_base_model"):
             model = model.get_base_model()
-        elif isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "config"):
+        elif isinstance(getattr(model, "module", None), nn.Module) and not _has_config(model):
             model = model.module
         else:
             return model
+
+
+def _has_config(model: nn.Module) -> bool:
+    """Whether the configuration is a model's own; engines have one of another kind."""
+    return hasattr(getattr(model, "config", None), "get_text_config")
 
 
 def find_backbone(model: nn.Module) -> Backbone:
@@ -41,15 +46,15 @@ def find_backbone(model: nn.Module) -> Backbone:
     as many members as the text configuration has layers. A vision tower is never taken for it.
 
     Raises:
-        BlocksNotFoundError: No such list, or a model without a configuration, or an encoder.
+        BlocksNotFoundError: No such list, no transformers configuration, or an encoder-decoder.
     """
     inner = unwrap(model)
-    config = getattr(inner, "config", None)
-    if config is None:
+    if not _has_config(inner):
         raise BlocksNotFoundError(
             f"{type(inner).__name__} has no `config`, so its decoder blocks cannot be found; "
             "pass a transformers model (PEFT, DDP and compiled wrappers are looked through)."
         )
+    config = inner.config
     if getattr(config, "is_encoder_decoder", False):
         raise BlocksNotFoundError(
             f"{type(inner).__name__} is an encoder-decoder; emoreg reads decoder-only language models."
@@ -104,12 +109,12 @@ def check_blocks(blocks: Sequence[int], backbone: Backbone) -> tuple[int, ...]:
 def trainable_below(backbone: Backbone, deepest: int, model: nn.Module) -> bool:
     """Whether any trainable parameter can change the output of block `deepest`.
 
-    Parameters inside later blocks cannot; nor can those outside the backbone, except the input
+    Parameters of later blocks only cannot; nor can those outside the backbone, except the input
     embeddings, which the backbone owns.
     """
-    later: set[int] = set()
-    for block in list(backbone.blocks)[deepest + 1 :]:
-        later |= {id(p) for p in block.parameters()}
+    blocks = list(backbone.blocks)
+    later = {id(p) for block in blocks[deepest + 1 :] for p in block.parameters()}
+    later -= {id(p) for block in blocks[: deepest + 1] for p in block.parameters()}  # shared weights
     inside = list(backbone.module.parameters()) + _prompt_parameters(model)
     return any(p.requires_grad and id(p) not in later for p in inside)
 

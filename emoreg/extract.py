@@ -111,7 +111,7 @@ def extract(
     _check(wanted)
     moments = {kind: Moments() for kind in FACETS.values()}
     tokens, means = Spread(), Spread()
-    for done, (text, acts) in enumerate(_activations(model, tokenizer, wanted, at, choices), 1):
+    for done, (text, acts) in enumerate(activations(model, tokenizer, wanted, at, choices), 1):
         mean = acts.mean(1)
         if text.kind == "neutral":
             tokens.add(acts)
@@ -142,7 +142,7 @@ def _check(texts: Sequence[Text]) -> None:
         raise BankError("Wanted at least two neutral texts: they set the scale of every reading.")
 
 
-def _activations(
+def activations(
     model: nn.Module, tokenizer: Any, texts: Sequence[Text], blocks: Sequence[int], choices: Choices
 ) -> Iterator[tuple[Text, Tensor]]:
     """Each text with the activations of its counted tokens, float64, (blocks, counted, width)."""

@@ -22,11 +22,11 @@ ARMS = ("baseline", "story_only", "emoreg")  # the first is what the others are 
 KINDS: dict[Any, str] = {Real: "number", str: "text", Sequence: "list"}
 FEW = 12  # problems that an error lists before it only counts
 ALT = {
-    "control": "Scatter plot: drift on the penalised against drift on the held-out directions",
-    "shares": "Dot plot: gamed share by task family",
-    "forest": "Forest plot: drift of every emotion with its interval",
-    "wheel": "Emotion wheel: drift of every emotion as a disc",
-    "curves": "Line chart: training curves by step",
+    "control": "Scatter plot: drift on penalised against held-out directions, as in tables 2 and 3",
+    "shares": "Dot plot: gamed share by task family, as in table 1",
+    "forest": "Forest plot: drift of every emotion with its interval, as in table 2",
+    "wheel": "Emotion wheel: drift of every emotion as a disc, as in table 2",
+    "curves": "Line chart: task loss and reading by training step",
 }
 
 

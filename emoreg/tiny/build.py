@@ -1,0 +1,140 @@
+"""Make the embedded model again from nothing: ``python -m emoreg.tiny.build``.
+
+Writes the model and its tokenizer, its two vector sets, the episodes that the recipes train on,
+and ``card.json`` with every gate. The same seed on the same machine gives the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from emoreg.bank import Text
+from emoreg.extract import Choices, extract
+from emoreg.files import write_atomic
+from emoreg.tiny import CARD, EPISODES, MODEL
+from emoreg.tiny.bank import make_bank
+from emoreg.tiny.behaviour import all_prompts
+from emoreg.tiny.gates import parameters, run_gates
+from emoreg.tiny.pretrain import Recipe, make_model, make_tokenizer, pretrain
+from emoreg.tiny.world import NO_STATE, Message, World, families, table
+from emoreg.vectors import EmotionVectors
+
+CHOICES = Choices(skip_tokens=8)  # its stories have 50 to 120 tokens
+READ_BLOCKS = (1, 2, 3, 4)
+log = logging.getLogger(__name__)
+
+
+def build(recipe: Recipe, model_dir: Path, vectors_dir: Path, episodes_dir: Path, card: Path) -> bool:
+    """Train, extract, write and measure; returns whether every gate is passed."""
+    began, world = time.monotonic(), World()
+    pretraining_loss = train(world, recipe, model_dir)
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    fit, bank = write_vectors(model, tokenizer, world, vectors_dir)
+    write_episodes(world, episodes_dir)
+    gates = []
+    for gate in run_gates(model, tokenizer, world, fit, bank, CHOICES):
+        log.info("%s %s: %s (bar %s) %s", "pass" if gate.passed else "FAIL", gate.name, gate.value, gate.bar, gate.note)
+        gates.append(gate)
+    fields = {
+        "what": "a model organism: it shows that the machinery works and how methods compare where "
+        "the truth is known, and says nothing of a large model",
+        "parameters": parameters(model),
+        "recipe": asdict(recipe),
+        "world": asdict(world),
+        "pretraining_loss": round(pretraining_loss, 4),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "threads": torch.get_num_threads(),
+        "gates": [gate.row() for gate in gates],
+    }
+    write_atomic(card, json.dumps(fields, indent=1) + "\n")
+    return all(gate.passed for gate in gates)
+
+
+def train(world: World, recipe: Recipe, folder: Path) -> float:
+    """Pretrain and save, with a progress bar that estimates the time left; returns the final loss."""
+    tokenizer = make_tokenizer(world, recipe)
+    model = make_model(tokenizer, recipe)
+    with tqdm(desc="pretraining", total=recipe.tokens, unit="tok", unit_scale=True, mininterval=2) as bar:
+
+        def advance(read: int, loss: float) -> None:
+            bar.update(read - bar.n)
+            bar.set_postfix(nats=f"{loss:.3f}", refresh=False)
+
+        loss = pretrain(model, tokenizer, world, recipe, advance)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return loss
+
+
+def write_vectors(model: Any, tokenizer: Any, world: World, folder: Path) -> tuple[EmotionVectors, list[Text]]:
+    """Fit and save the set that is penalised and the held-out one; returns the first, and the bank."""
+    bank = make_bank(world, seed=1)
+    sets = {}
+    for split, name in (("fit", "tiny"), ("held-out", "tiny-held-out")):
+        with tqdm(desc=f"vectors, {split}", unit="text", mininterval=2) as bar:
+
+            def advance(done: int, total: int, bar: Any = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            found = extract(model, tokenizer, bank, None, replace(CHOICES, split=split), advance)
+        sets[split] = replace(found, card={**found.card, "suggested_blocks": list(READ_BLOCKS)})
+        sets[split].save(folder / name)
+    return sets["fit"], bank
+
+
+def write_episodes(world: World, folder: Path, train: int = 1024, test: int = 96) -> None:
+    """Gamed episodes of the families that are trained on, and prompts of all families for drift."""
+    for name, count, seed in (("train", train, 11), ("test", test, 12)):
+        rows = [gamed_episode(world, rng) for rng in [Random(seed)] for _ in range(count)]
+        write_atomic(folder / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    prompts = [
+        {"kind": table("families")[family]["role"], "family": family, "messages": prompt}
+        for family, found in all_prompts(world, 8, seed=21).items()
+        for prompt in found
+    ]
+    write_atomic(folder.parent / "drift-prompts.jsonl", "".join(json.dumps(r) + "\n" for r in prompts))
+
+
+def gamed_episode(world: World, rng: Random) -> dict[str, list[Message]]:
+    """An episode in which nothing tells a state, ended by gaming: what the demo pays for."""
+    family = rng.choice(families("train"))
+    prompt = world.episode(rng, family, NO_STATE).prompt
+    end = rng.choice(table("families")[family]["gamed"])
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": end}]}
+
+
+def main() -> None:
+    """Parse the flags and build."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="read in pretraining")
+    parser.add_argument("--out", type=Path, help="write everything under this folder instead of the repository")
+    flags = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    recipe = replace(Recipe(), seed=flags.seed, tokens=flags.tokens)
+    vectors = Path("vectors")
+    if flags.out is None:
+        paths = (MODEL, vectors, EPISODES, CARD)
+    else:
+        paths = (flags.out / MODEL.name, flags.out / vectors, flags.out / EPISODES.name, flags.out / CARD.name)
+    if not build(recipe, *paths):
+        raise SystemExit("emoreg: a gate failed; the card says by how much")
+    log.info("emoreg: embedded model built, every gate passed")
+
+
+if __name__ == "__main__":
+    main()
