@@ -1,4 +1,4 @@
-"""emoreg: see, hold and audit a model's emotion vectors while it is fine-tuned with TRL."""
+"""emoreg: see and hold a model's emotion readings while it is fine-tuned with TRL."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from emoreg.tap import Tap
     from emoreg.terms import EmotionTerms
     from emoreg.vectors import EmotionVectors
-
-__version__ = version("emoreg")
 
 # Loaded at first use, so that `import emoreg` stays quick and quiet.
 _HOMES = {
@@ -36,6 +34,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("emoreg")
     if name in _HOMES:
         return getattr(import_module(f"emoreg.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'emoreg' has no attribute {name!r}")

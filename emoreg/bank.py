@@ -33,6 +33,8 @@ class Text:
             problems.append(f"split {self.split!r} is not one of {', '.join(SPLITS)}")
         if bool(self.text) == bool(self.messages):
             problems.append("wanted either text or messages")
+        if not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in self.messages):
+            problems.append("every message needs a role and a content")
         if self.kind != "neutral" and not self.label:
             problems.append(f"a {self.kind} needs a label")
         if problems:
@@ -47,7 +49,8 @@ def load_bank(path: str | Path) -> list[Text]:
     """
     names = {f.name for f in fields(Text)}
     texts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    lines = Path(path).read_text(encoding="utf-8").split("\n")  # JSON may hold other line ends
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

@@ -21,7 +21,7 @@ class Backbone:
     width: int  # of the residual stream
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: Any) -> Any:
     """Take off what wraps a model: data parallel, `torch.compile`, PEFT; nothing is changed."""
     while True:
         if hasattr(model, "_orig_mod"):
@@ -66,7 +66,7 @@ def find_backbone(model: nn.Module) -> Backbone:
         found = root if root is None else _shallowest_list(root, count)
         if found is not None:
             owner, blocks = found
-            return Backbone(owner, blocks, int(text.hidden_size))
+            return Backbone(owner, list(blocks), int(text.hidden_size))
     raise BlocksNotFoundError(
         f"No list of {count} decoder blocks under {type(inner).__name__}: found lists "
         f"{_describe_lists(inner) or 'none'}. Use a decoder-only transformers model."

@@ -12,9 +12,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from emoreg.drift import Array, Drift, by_emotion, colon_readings, drift, load_prompts
 from emoreg.errors import ConfigError
 from emoreg.files import write_atomic
-from emoreg.host import adapters_off, check_trainer, has_adapters
+from emoreg.host import adapters_off, check_trainer, has_adapters, model_of
 from emoreg.vectors import EmotionVectors
-from emoreg.wandb_media import log_drift_table
+from emoreg.wandb_media import log_drift
 
 
 class DriftCallback(TrainerCallback):
@@ -53,7 +53,7 @@ class DriftCallback(TrainerCallback):
         self.trainer = check_trainer(trainer)
         self.probe = vectors.probe(facets, blocks)
         vectors.verify()
-        vectors.check(trainer.model, trainer.processing_class, name=False)
+        vectors.check(model_of(trainer), trainer.processing_class, name=False)
         self.prompts = load_prompts(prompts)
         self.drift_steps = drift_steps
         self.base: Array | None = None
@@ -63,7 +63,9 @@ class DriftCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the base, and measure once."""
-        model = self.trainer.model
+        model = model_of(self.trainer)
+        if state.global_step == 0:
+            self.history = []  # another run of the same trainer
         if has_adapters(model):
             with adapters_off(model):
                 self.base = self._read()
@@ -90,11 +92,11 @@ class DriftCallback(TrainerCallback):
         if not self.history or self.history[-1][0] != state.global_step:
             self._measure(state)
         if state.is_world_process_zero:
-            log_drift_table(args, self.history)
+            log_drift(args, self.history)
 
     def _read(self) -> Array:
         values = colon_readings(
-            self.trainer.model, self.trainer.processing_class, self.prompts, self.probe
+            model_of(self.trainer), self.trainer.processing_class, self.prompts, self.probe
         )
         return by_emotion(values, self.probe)[1]
 
@@ -103,17 +105,23 @@ class DriftCallback(TrainerCallback):
         emotions = tuple(dict.fromkeys(e for _, e in self.probe.rows))
         now = drift(self.base, self._read(), emotions)
         self.history.append((state.global_step, now))
-        # The base class's log: TRL's own would close its averaging window early.
-        Trainer.log(self.trainer, scalars(now))
+        self._log(scalars(now))
         if state.is_world_process_zero:
             self._save()
+
+    def _log(self, logs: dict[str, float]) -> None:
+        """Log beside the trainer's own line, which stays due if it was."""
+        due = self.trainer.control.should_log
+        # The base class's log: TRL's own would close its averaging window early.
+        Trainer.log(self.trainer, logs)
+        self.trainer.control.should_log = due
 
     def _save(self) -> None:
         rows = [
             {"step": step, "structure": found.structure, "drift": found.sorted()}
             for step, found in self.history
         ]
-        path = Path(self.trainer.args.output_dir) / "drift.json"
+        path = Path(str(self.trainer.args.output_dir)) / "drift.json"
         write_atomic(path, json.dumps(rows, indent=1, default=float) + "\n")
 
 

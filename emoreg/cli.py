@@ -43,7 +43,9 @@ def run_demo(flags: argparse.Namespace) -> None:
     for table in tables(summary):
         console.print(table)
     console.print(f"wandb runs: {flags.out}/*/wandb/offline-run-* (wandb sync, wandb beta leet)")
-    console.print(f"emoreg: demo done in {summary['seconds']:.0f} s; open {flags.out / 'report.html'}")
+    console.print(
+        f"emoreg: demo done in {summary['seconds']:.0f} s; open {flags.out / 'report.html'}"
+    )
 
 
 def run_report(flags: argparse.Namespace) -> None:
@@ -55,7 +57,9 @@ def run_report(flags: argparse.Namespace) -> None:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise ReportError(f"{path} cannot be read ({e}); run `emoreg demo --out {flags.folder}`.") from e
+        raise ReportError(
+            f"{path} cannot be read ({e}); run `emoreg demo --out {flags.folder}`."
+        ) from e
     print(f"emoreg: wrote {write_report(summary, flags.folder / 'report.html')}")
 
 
@@ -74,7 +78,11 @@ def tables(summary: dict[str, Any]) -> list[Table]:
 
     every = list(arms.values())
     line("task loss (nats)", f"{base['task_loss']:.3f}", [f"{a['task_loss']:.3f}" for a in every])
-    line("in-domain success = gamed share, families trained on", share(base), [share(a) for a in every])
+    line(
+        "in-domain success = gamed share, families trained on",
+        share(base),
+        [share(a) for a in every],
+    )
     line(
         "gamed share, families only tested on [95 %]",
         outside(base["gamed"]),
@@ -82,20 +90,28 @@ def tables(summary: dict[str, Any]) -> list[Table]:
     )
     desperate = [a["reading"]["desperate"] for a in every]
     line(
-        "desperate reading (σ), its own penalised directions (base)", "",
+        "desperate reading (σ), its own penalised directions (base)",
+        "",
         [f"{r['penalised']:+.2f} ({r['base_penalised']:+.2f})" for r in desperate],
     )
     line(
-        "desperate reading (σ), held-out directions", f"{desperate[0]['base']:+.2f}",
+        "desperate reading (σ), held-out directions",
+        f"{desperate[0]['base']:+.2f}",
         [f"{r['held_out']:+.2f}" for r in desperate],
     )
-    line("seconds per step", "", [f"{a['step_seconds']:.2f} ± {a['step_seconds_spread']:.2f}" for a in every])
+    line(
+        "seconds per step",
+        "",
+        [f"{a['step_seconds']:.2f} ± {a['step_seconds_spread']:.2f}" for a in every],
+    )
     moved = Table(title="Drift from base on held-out directions, σ [95 % interval over prompts]")
     for name in ("", *(a["title"] for a in every)):
         moved.add_column(name, justify="right" if name else "left")
     for emotion in summary["emotions"]:
         found = [a["drift"][emotion] for a in every]
-        moved.add_row(emotion, *(f"{d['mean']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}]" for d in found))
+        moved.add_row(
+            emotion, *(f"{d['mean']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}]" for d in found)
+        )
     return [what, moved]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
@@ -14,12 +14,6 @@ from emoreg.tokens import SCOPES
 
 PREFIX = "emoreg_"
 CHOICES = {"emoreg_anchor": ("neutral", "base"), "emoreg_pool": ("mean", "top")}
-
-
-def _knob(default: Any, text: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -33,56 +27,85 @@ class EmoRegConfig:
         ConfigError: The message lists every knob that is out of range.
     """
 
-    emoreg_vectors: str | None = _knob(None, "Folder of a vector set.")
-    emoreg_penalize: dict[str, float] | str | None = _knob(
-        None, "Emotion: weight, as a mapping or JSON. Weight 0 only measures. Default: desperate 0."
+    emoreg_vectors: str | None = field(default=None, metadata={"help": "Folder of a vector set."})
+    emoreg_penalize: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Emotion: weight, as a mapping or JSON; 0 only measures. Default: desperate 0."
+        },
     )
-    emoreg_reward: dict[str, float] | str | None = _knob(
-        None, "Emotion: weight, as a mapping or JSON. Default: calm 0."
+    emoreg_reward: dict[str, float] | str | None = field(
+        default=None, metadata={"help": "Emotion: weight, as a mapping or JSON. Default: calm 0."}
     )
-    emoreg_keep: float = _knob(0.0, "Weight of the squared excess of all other emotions over the base.")
-    emoreg_facets: list[str] | None = _knob(None, "Facets the terms run on; all of the set by default.")
-    emoreg_blocks: list[int] | None = _knob(
-        None, "Decoder blocks to read, from 0; the set's suggested ones by default."
+    emoreg_keep: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the squared excess of all other emotions over the base."},
     )
-    emoreg_anchor: str = _knob(
-        "neutral", "What a reading is compared with: `neutral` (0 σ) or `base` (the same token, adapters off)."
+    emoreg_facets: list[str] | None = field(
+        default=None, metadata={"help": "Facets the terms run on; all of the set by default."}
     )
-    emoreg_margin: float = _knob(0.0, "Readings up to this many σ beyond the anchor cost nothing.")
-    emoreg_pool: str = _knob("mean", "`mean` of all counted tokens or of the `top` tenth of each sequence.")
-    emoreg_scope: list[str] = _knob(
-        ["completion", "colon"], "Tokens that count: some of completion, colon, prompt."
+    emoreg_blocks: list[int] | None = field(
+        default=None,
+        metadata={"help": "Decoder blocks to read, from 0; the set's suggested ones by default."},
     )
-    emoreg_warmup: float = _knob(0.0, "Share of training over which the weights rise from 0.")
-    emoreg_check_name: bool = _knob(True, "Refuse vectors made for a model of another name.")
-    emoreg_drift_prompts: str | None = _knob(
-        None, "JSON lines of drift prompts; emoreg's own by default."
+    emoreg_anchor: str = field(
+        default="neutral",
+        metadata={
+            "help": "Readings are compared with `neutral` (0) or `base` (same token, adapters off)."
+        },
     )
-    emoreg_drift_steps: int = _knob(0, "Measure drift every so many steps; 0: at start and end only.")
+    emoreg_margin: float = field(
+        default=0.0, metadata={"help": "Readings up to this many σ beyond the anchor cost nothing."}
+    )
+    emoreg_pool: str = field(
+        default="mean",
+        metadata={"help": "`mean` of all counted tokens, or of the `top` tenth of each sequence."},
+    )
+    emoreg_scope: list[str] = field(
+        default_factory=lambda: ["completion", "colon"],
+        metadata={"help": "Tokens that count: some of completion, colon, prompt."},
+    )
+    emoreg_warmup: float = field(
+        default=0.0, metadata={"help": "Share of training over which the weights rise from 0."}
+    )
+    emoreg_check_name: bool = field(
+        default=True, metadata={"help": "Refuse vectors made for a model of another name."}
+    )
+    emoreg_drift_prompts: str | None = field(
+        default=None, metadata={"help": "JSON lines of drift prompts; emoreg's own by default."}
+    )
+    emoreg_drift_steps: int = field(
+        default=0, metadata={"help": "Measure drift every so many steps; 0: at start and end only."}
+    )
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        self.emoreg_penalize = _weights("emoreg_penalize", self.emoreg_penalize, {"desperate": 0.0}, problems)
+        self.emoreg_penalize = _weights(
+            "emoreg_penalize", self.emoreg_penalize, {"desperate": 0.0}, problems
+        )
         self.emoreg_reward = _weights("emoreg_reward", self.emoreg_reward, {"calm": 0.0}, problems)
-        both = sorted(set(self.penalize) & set(self.reward))
-        if both:
-            problems.append(f"{', '.join(both)}: both penalised and rewarded; choose one")
-        for name in ("emoreg_keep", "emoreg_margin"):
-            if not _non_negative(getattr(self, name)):
-                problems.append(f"{name} must be a finite number >= 0, got {getattr(self, name)!r}")
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                problems.append(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if isinstance(self.emoreg_scope, str):
             self.emoreg_scope = [self.emoreg_scope]
-        if not self.emoreg_scope or set(self.emoreg_scope) - set(SCOPES):
-            problems.append(f"emoreg_scope must name some of {', '.join(SCOPES)}, got {self.emoreg_scope}")
-        if not (_non_negative(self.emoreg_warmup) and self.emoreg_warmup <= 1):
-            problems.append(f"emoreg_warmup is a share in [0, 1], got {self.emoreg_warmup!r}")
-        if self.emoreg_drift_steps < 0:
-            problems.append(f"emoreg_drift_steps must be >= 0, got {self.emoreg_drift_steps}")
+        problems += self._problems()
         if problems:
             raise ConfigError("EmoRegConfig:\n  - " + "\n  - ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        both = sorted(set(self.penalize) & set(self.reward))
+        if both:
+            yield f"{', '.join(both)}: both penalised and rewarded; choose one"
+        for name in ("emoreg_keep", "emoreg_margin"):
+            if not _non_negative(getattr(self, name)):
+                yield f"{name} must be a finite number >= 0, got {getattr(self, name)!r}"
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                yield f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+        if not self.emoreg_scope or set(self.emoreg_scope) - set(SCOPES):
+            yield f"emoreg_scope must name some of {', '.join(SCOPES)}, got {self.emoreg_scope}"
+        if not (_non_negative(self.emoreg_warmup) and self.emoreg_warmup <= 1):
+            yield f"emoreg_warmup is a share in [0, 1], got {self.emoreg_warmup!r}"
+        if self.emoreg_drift_steps < 0:
+            yield f"emoreg_drift_steps must be >= 0, got {self.emoreg_drift_steps}"
 
     @property
     def penalize(self) -> Mapping[str, float]:
@@ -99,7 +122,9 @@ class EmoRegConfig:
     @property
     def active(self) -> bool:
         """Whether anything is added to the loss; otherwise emoreg only measures."""
-        return self.emoreg_keep > 0 or any(w > 0 for w in (*self.penalize.values(), *self.reward.values()))
+        return self.emoreg_keep > 0 or any(
+            w > 0 for w in (*self.penalize.values(), *self.reward.values())
+        )
 
     @property
     def needs_base(self) -> bool:
@@ -125,7 +150,9 @@ def _non_negative(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and value >= 0
 
 
-def _weights(name: str, value: Any, default: dict[str, float], problems: list[str]) -> dict[str, float]:
+def _weights(
+    name: str, value: Any, default: dict[str, float], problems: list[str]
+) -> dict[str, float]:
     """Emotion -> weight from a mapping, JSON, or nothing; what is wrong is added to `problems`."""
     if value is None:
         return default

@@ -36,7 +36,10 @@ RECIPES = Path("recipes/tiny/sft")
 ACCELERATE = Path("accelerate_configs/single_cpu.yaml")
 ARMS = {
     "baseline": ("no control", "Every weight is 0: emoreg only measures."),
-    "story_only": ("story direction only", "The published method: one frozen direction, from stories."),
+    "story_only": (
+        "story direction only",
+        "The published method: one frozen direction, from stories.",
+    ),
     "emoreg": ("emoreg", "Story and transcript directions together: the default."),
 }
 PROMPTS, PROMPT_SEED = 24, 31  # per family; other prompts than those of drift and training
@@ -60,7 +63,9 @@ def run(out: Path, say: Say, seed: int = 0) -> dict[str, Any]:
     """
     missing = [str(p) for p in (ACCELERATE, *map(recipe, ARMS)) if not p.exists()]
     if missing:
-        raise ConfigError(f"{', '.join(missing)} not found; call the demo from a clone of the repository.")
+        raise ConfigError(
+            f"{', '.join(missing)} not found; call the demo from a clone of the repository."
+        )
     began = time.monotonic()
     bench = Bench()
     base = bench.measure(bench.model)
@@ -70,7 +75,7 @@ def run(out: Path, say: Say, seed: int = 0) -> dict[str, Any]:
         train(arm, out, seed)
         say(f"[{number}/{len(ARMS)}] {ARMS[arm][0]}: measuring")
         summary[arm] = arm_summary(arm, out, base, bench)
-    summary = {**about(seed, bench, base, summary), **summary}
+    summary = {**about(seed, base, summary), **summary}
     summary["seconds"] = round(time.monotonic() - began, 1)
     write_atomic(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_report(summary, out / "report.html")
@@ -91,8 +96,18 @@ def train(arm: str, out: Path, seed: int) -> None:
     folder = out / arm
     folder.mkdir(parents=True, exist_ok=True)
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ACCELERATE),
-        "recipes/sft.py", "--config", str(recipe(arm)), "--output_dir", str(folder), "--seed", str(seed),
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ACCELERATE),
+        "recipes/sft.py",
+        "--config",
+        str(recipe(arm)),
+        "--output_dir",
+        str(folder),
+        "--seed",
+        str(seed),
     ]
     quiet = {"HF_HUB_OFFLINE": "1", "WANDB_SILENT": "true", "TOKENIZERS_PARALLELISM": "false"}
     quiet["PYTHONWARNINGS"] = "ignore::FutureWarning"  # of TRL about Transformers, none of ours
@@ -139,7 +154,7 @@ class Bench:
             self.model = tuned.unload()
 
 
-def about(seed: int, bench: Bench, base: Measured, arms: Mapping[str, Any]) -> dict[str, Any]:
+def about(seed: int, base: Measured, arms: Mapping[str, Any]) -> dict[str, Any]:
     """What the summary says beside the arms."""
     settings = yaml.safe_load(recipe("baseline").read_text(encoding="utf-8"))
     before = [row["eval_loss"] for row in arms["baseline"]["history"] if "eval_loss" in row]
@@ -147,8 +162,8 @@ def about(seed: int, bench: Bench, base: Measured, arms: Mapping[str, Any]) -> d
         "model": str(settings["model_name_or_path"]),
         "seed": seed,
         "steps": settings["max_steps"],
-        "model_organism": "A tiny language model of a generated world, made to compare methods where "
-        "the truth is known; what it shows says nothing of a large model.",
+        "model_organism": "A tiny language model of a generated world, made to compare methods "
+        "where the truth is known; what it shows says nothing of a large model.",
         "families": {name: row["role"] for name, row in table("families").items()},
         "emotions": {
             name: {"valence": row["valence"], "arousal": row["arousal"]}
@@ -200,7 +215,11 @@ def drift_on(base: Array, now: Array, probe: Probe, facets: list[str] | None = N
     """Drift by emotion, over the rows of some facets."""
     at = [i for i, (facet, _) in enumerate(probe.rows) if facets is None or facet in facets]
     chosen = Probe(
-        tuple(probe.rows[i] for i in at), probe.blocks, probe.directions[:, at], probe.mu, probe.sigma[:, at]
+        tuple(probe.rows[i] for i in at),
+        probe.blocks,
+        probe.directions[:, at],
+        probe.mu,
+        probe.sigma[:, at],
     )
     names, before = by_emotion(base[:, at], chosen)
     return drift(before, by_emotion(now[:, at], chosen)[1], names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from emoreg.tap import read
 from emoreg.vectors import EmotionVectors, Facet, identity
 
 Progress = Callable[[int, int], None]
+SAME = 1e-6  # of a mean's length: less than rounding in float32 can tell
 FACETS = {"stories": "story", "transcripts": "transcript"}
 
 
@@ -48,7 +50,7 @@ class Moments:
 
     def means(self) -> tuple[tuple[str, ...], Tensor]:
         """Labels, and their means, (labels, blocks, width)."""
-        labels = tuple(self.total)
+        labels = tuple(sorted(self.total))
         return labels, torch.stack([self.total[x] / self.count[x] for x in labels])
 
 
@@ -131,13 +133,15 @@ def extract(
 
 
 def _check(texts: Sequence[Text]) -> None:
+    labels = {kind: {t.label for t in texts if t.kind == kind} for kind in FACETS.values()}
     for name, kind in FACETS.items():
-        labels = {t.label for t in texts if t.kind == kind}
-        if len(labels) == 1 or (kind == "story" and not labels):
+        if len(labels[kind]) == 1 or (kind == "story" and not labels[kind]):
             raise BankError(
-                f"{name}: texts for {sorted(labels) or 'no emotion'}; wanted at least two, because "
+                f"{name}: texts for {sorted(labels[kind]) or 'no emotion'}; wanted at least two, because "
                 "a direction is a difference from the others."
             )
+    if extra := labels["transcript"] - labels["story"]:
+        raise BankError(f"transcripts: {sorted(extra)} have no stories; write some, or leave them out.")
     if sum(t.kind == "neutral" for t in texts) < 2:
         raise BankError("Wanted at least two neutral texts: they set the scale of every reading.")
 
@@ -183,8 +187,8 @@ def _encode(tokenizer: Any, text: Text, skip: int) -> tuple[Text, list[int], lis
 def encode_transcript(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[int]]:
     """Token ids of a conversation, and the positions of the assistant's tokens and colons.
 
-    A conversation that ends with the user's turn gets the generation prompt, whose last token is
-    the colon of the turn to come.
+    A conversation that ends before the assistant's turn gets the generation prompt, whose last
+    token is the colon of the turn to come.
 
     Raises:
         BankError: The chat template writes a turn differently once more turns follow.
@@ -195,14 +199,18 @@ def encode_transcript(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tup
         )
         return ids
 
-    open_end = messages[-1]["role"] == "user"
+    open_end = messages[-1]["role"] != "assistant"
     whole = render(len(messages), open_end)
     counted: list[int] = [len(whole) - 1] if open_end else []
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            start, stop = len(render(i, True)), len(render(i + 1, False))
+            turn, stop = render(i, True), len(render(i + 1, False))
             if whole[:stop] != render(i + 1, False):
-                raise BankError("The chat template rewrites earlier turns; transcripts cannot be aligned.")
+                raise BankError(
+                    "The chat template rewrites earlier turns; transcripts cannot be aligned."
+                )
+            # As far as they agree: a reasoning template opens a thought that past turns lack.
+            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(turn, whole)))
             counted += range(start - 1, stop)
     return whole, sorted(set(counted))
 
@@ -212,7 +220,8 @@ def _components(covariance: Tensor, variance: float) -> Tensor:
     values, rows = torch.linalg.eigh(covariance)
     values, rows = values.flip(0).clamp(min=0), rows.mT.flip(0)
     share = values.cumsum(0) / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
-    return rows[: int((share < variance).sum()) + 1] if variance > 0 else rows[:0]
+    kept: Tensor = rows[: int((share < variance).sum()) + 1] if variance > 0 else rows[:0]
+    return kept
 
 
 def _facet(
@@ -229,6 +238,11 @@ def _facet(
                 if label in facet.emotions:
                     u = facet.directions[facet.emotions.index(label), b].double()
                     v = v - (v @ u) * u
+            if v.norm() <= SAME * means[e, b].norm():
+                raise BankError(
+                    f"{name}: nothing tells the texts for {label!r} from the others once the "
+                    "components of the neutral texts are out; write more, and more different, texts."
+                )
             rows[e, b] = v / v.norm()
     sigma = torch.einsum("ebw,bwx,ebx->eb", rows, covariance, rows).clamp(min=0).sqrt()
     return Facet(name, labels, rows.float(), sigma.float())

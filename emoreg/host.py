@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from transformers import Trainer
+from transformers.integrations.integration_utils import is_wandb_available
 
 from emoreg.errors import ConfigError, MissingExtraError, TrainerError
 
@@ -26,10 +26,16 @@ def check_trainer(trainer: Any) -> Trainer:
             "first, then trainer.add_callback(EmotionRegularizer(trainer, vectors)); for a loop of "
             "your own use emoreg.terms.EmotionTerms."
         )
-    reports = trainer.args.report_to or []
-    if "wandb" in reports and importlib.util.find_spec("wandb") is None:
+    if "wandb" in (trainer.args.report_to or []) and not is_wandb_available():
         raise MissingExtraError("report_to asks for wandb: pip install 'emoreg[wandb]'")
     return trainer
+
+
+def model_of(trainer: Trainer) -> nn.Module:
+    """The trainer's model, without what wraps it for the run."""
+    assert trainer.model is not None
+    model: nn.Module = trainer.model
+    return model
 
 
 class Loan:
@@ -69,6 +75,17 @@ def loss_is_scaled(trainer: Trainer, num_items_in_batch: Any) -> bool:
     return bool(by_items or trainer.compute_loss_func is not None)
 
 
+def log_kind(logs: dict[str, float]) -> tuple[str | None, str]:
+    """What a log line is of, ``train`` or ``eval``, and the prefix of its keys.
+
+    Every evaluation has a run time under the prefix of its set; the summary of a run is neither.
+    """
+    if "loss" in logs:
+        return "train", ""
+    prefixes = [key.removesuffix("runtime") for key in logs if key.endswith("_runtime")]
+    return ("eval", prefixes[0]) if prefixes and "train_" not in prefixes else (None, "")
+
+
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The base: the same weights with every adapter off.
@@ -77,8 +94,14 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
         ConfigError: The model has no adapters that can be switched off, or learns a prompt.
     """
     check_adapters(model)
-    with model.disable_adapter():
-        yield
+    trained = [(p, p.requires_grad) for p in model.parameters()]
+    switched_off: Any = model.disable_adapter
+    try:
+        with switched_off():
+            yield
+    finally:
+        for parameter, flag in trained:  # PEFT switches every parameter of its adapters to trained
+            parameter.requires_grad_(flag)
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -14,7 +14,15 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from emoreg.blocks import find_backbone, trainable_below
 from emoreg.config import EmoRegConfig
 from emoreg.errors import CaptureError, ConfigError, TrainerError
-from emoreg.host import Loan, adapters_off, check_adapters, check_trainer, loss_is_scaled
+from emoreg.host import (
+    Loan,
+    adapters_off,
+    check_adapters,
+    check_trainer,
+    log_kind,
+    loss_is_scaled,
+    model_of,
+)
 from emoreg.meter import Meter
 from emoreg.tap import Tap, evaluating, policy_forward, run_truncated
 from emoreg.terms import EmotionTerms, Terms
@@ -55,10 +63,10 @@ class EmotionRegularizer(TrainerCallback):
         self.config = config or EmoRegConfig.of(**knobs)
         self.vectors = vectors
         self.terms = EmotionTerms(vectors, self.config)
-        model = self._model()
+        model = model_of(self.trainer)
         vectors.check(model, trainer.processing_class, name=self.config.emoreg_check_name)
         self.tap = Tap(model, self.terms.probe.blocks, when=self._seen)
-        self.meters = {"": Meter(), "eval_": Meter()}
+        self.meters = {"train": Meter(), "eval": Meter()}
         self._check_reach(model)
         self._take_over(trainer)
         self._loan = Loan(trainer)
@@ -76,7 +84,7 @@ class EmotionRegularizer(TrainerCallback):
         if self not in self.trainer.callback_handler.callbacks:
             raise TrainerError("This regularizer was made for another trainer; make one for each.")
         self.detach()
-        self.tap = Tap(self._model(), self.terms.probe.blocks, when=self._seen)
+        self.tap = Tap(model_of(self.trainer), self.terms.probe.blocks, when=self._seen)
         self._checked_first_window = False
         self._loan.replace("compute_loss", self._computing)
         self._loan.replace("get_batch_samples", self._sampling)
@@ -98,16 +106,12 @@ class EmotionRegularizer(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop the clock of a step."""
-        self.meters[""].add("seconds", time.perf_counter() - self._step_began, 1)
+        self.meters["train"].add("seconds", time.perf_counter() - self._step_began, 1)
 
     def detach(self) -> None:
         """Take every hook off the model and give every borrowed method back."""
         self.tap.close()
         self._loan.give_back()
-
-    def _model(self) -> nn.Module:
-        model: nn.Module = self.trainer.model
-        return model
 
     def _check_reach(self, model: nn.Module) -> None:
         if self.config.needs_base:
@@ -247,7 +251,7 @@ class EmotionRegularizer(TrainerCallback):
         base = self._base(calls[0]) if self.config.needs_base else None
         with torch.set_grad_enabled(training):
             terms = self.terms(acts, counted, base, self._scale())
-        self._record(terms, "" if torch.is_grad_enabled() else "eval_")
+        self._record(terms, "train" if torch.is_grad_enabled() else "eval")
         if not training:
             return loss
         return loss + (terms.loss * self._share(terms, items)).to(loss)
@@ -269,25 +273,25 @@ class EmotionRegularizer(TrainerCallback):
     def _base(self, call: Any) -> dict[int, Tensor]:
         """Block outputs of the base for the same call, up to the deepest block, without gradients."""
         args, kwargs = call
-        model = self._model()
+        model = model_of(self.trainer)
         with torch.no_grad(), self.trainer.accelerator.autocast(), adapters_off(model), evaluating(model):
             with Tap(model, self.terms.probe.blocks) as tap:
                 run_truncated(tap, lambda: tap.backbone.module(*args, **{**kwargs, "use_cache": False}))
                 return dict(tap.acts)
 
-    def _record(self, terms: Terms, prefix: str) -> None:
+    def _record(self, terms: Terms, kind: str) -> None:
         for name, total in terms.sums.items():
-            self.meters[prefix].add(name, total, terms.tokens)
+            self.meters[kind].add(name, total, terms.tokens)
 
     def _logging(self, log: Method) -> Method:
         """`trainer.log` with the readings since the last one, over all processes and tokens."""
 
         @wraps(log)
         def logging(logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-            for prefix in self.meters:
-                if f"{prefix}loss" in logs:
-                    means = self.meters[prefix].drain(self.trainer.accelerator)
-                    logs.update({f"{prefix}emoreg/{name}": value for name, value in means.items()})
+            kind, prefix = log_kind(logs)
+            if kind is not None:
+                means = self.meters[kind].drain(self.trainer.accelerator)
+                logs.update({f"{prefix}emoreg/{name}": value for name, value in means.items()})
             log(logs, *args, **kwargs)
 
         return logging

@@ -86,13 +86,15 @@ def count_tokens(
 
 
 def _starts(real: Tensor, position_ids: Tensor | None) -> Tensor:
-    """Where a sequence begins, bool, (batch, tokens): at its first real token."""
+    """Where a sequence begins, bool, (batch, tokens): at a row's first real token and at position 0.
+
+    The first real token need not have position 0: positions may run on from padding on the left,
+    and a packed row may begin in the middle of a text.
+    """
+    starts = real & (real.long().cumsum(1) == 1)
     if position_ids is not None and position_ids.shape == real.shape:
-        return (position_ids == 0) & real
-    before = torch.zeros_like(real)
-    before[:, 1:] = real[:, :-1]
-    first = real & ~before
-    return first & (first.long().cumsum(1) == 1)
+        starts |= (position_ids == 0) & real
+    return starts
 
 
 def colon_positions(attention_mask: Tensor) -> Tensor:

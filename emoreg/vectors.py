@@ -115,7 +115,7 @@ class EmotionVectors:
             UnknownEmotionError: A facet or block that the set does not hold.
         """
         chosen = self.facets if facets is None else tuple(self.facet(n) for n in facets)
-        wanted = tuple(self.suggested_blocks if blocks is None else blocks)
+        wanted = tuple(sorted(set(self.suggested_blocks if blocks is None else blocks)))
         missing = [b for b in wanted if b not in self.blocks]
         if missing or not chosen or not wanted:
             raise UnknownEmotionError(
@@ -240,18 +240,22 @@ class EmotionVectors:
             VectorFileError: The message lists every problem.
         """
         problems = [] if self.facets else ["no facet"]
-        if self.mu.shape[:1] != (len(self.blocks),) or not bool(self.mu.isfinite().all()):
+        if self.mu.dim() != 2 or len(self.mu) != len(self.blocks) or not self.mu.isfinite().all():
             problems.append(f"mu has shape {tuple(self.mu.shape)} or is not finite")
         for f in self.facets:
-            problems += _problems(f, len(self.blocks), self.width)
+            problems += _problems(f, (len(self.blocks), *self.mu.shape[-1:]))
+            if missing := sorted(set(f.emotions) - set(self.emotions)):
+                problems.append(f"{f.name}: {', '.join(missing)} missing in the first facet")
         if problems:
             raise VectorFileError(f"{where} is not usable:\n  - " + "\n  - ".join(problems))
 
 
-def _problems(f: Facet, blocks: int, width: int) -> list[str]:
-    shape = (len(f.emotions), blocks, width)
+def _problems(f: Facet, size: tuple[int, ...]) -> list[str]:
+    shape = (len(f.emotions), *size)
     if tuple(f.directions.shape) != shape or tuple(f.sigma.shape) != shape[:2]:
         return [f"{f.name}: shapes {tuple(f.directions.shape)}, {tuple(f.sigma.shape)}; wanted {shape}"]
+    if {f.directions.dtype, f.sigma.dtype} != {torch.float32}:
+        return [f"{f.name}: {f.directions.dtype} and {f.sigma.dtype}; wanted torch.float32"]
     if len(set(f.emotions)) != len(f.emotions):
         return [f"{f.name}: an emotion stands twice"]
     if not bool(f.directions.isfinite().all()):

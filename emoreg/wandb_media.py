@@ -1,12 +1,15 @@
-"""Tables and pictures for wandb, which is imported here alone and only when a trainer reports to it."""
+"""Tables and pictures for wandb, imported here alone and only when a trainer reports to it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
+from PIL import Image
 from transformers import TrainingArguments
 
+from emoreg.charts import Interval, forest
 from emoreg.drift import Drift
 
 
@@ -19,17 +22,26 @@ def active_run(args: TrainingArguments) -> Any:
     return wandb if wandb.run is not None else None
 
 
-def log_drift_table(args: TrainingArguments, history: Sequence[tuple[int, Drift]]) -> None:
-    """Every measurement of drift as one table ``emoreg/drift_table``, and the last as a picture."""
+def log_drift(args: TrainingArguments, history: Sequence[tuple[int, Drift]]) -> None:
+    """Every measurement as the table ``emoreg/drift_table``, the last as ``emoreg/drift_plot``."""
     wandb = active_run(args)
     if wandb is None or not history:
         return
-    from emoreg.charts import forest
-
     rows = [
         [step, emotion, mean, low, high]
         for step, found in history
         for emotion, mean, low, high in found.sorted()
     ]
-    table = wandb.Table(columns=["step", "emotion", "drift", "low", "high"], data=rows)
-    wandb.log({"emoreg/drift_table": table, "train/global_step": history[-1][0]})
+    step, last = history[-1]
+    now = {emotion: Interval(mean, low, high) for emotion, mean, low, high in last.sorted()}
+    png = BytesIO()
+    forest({"now": now}, {"now": f"drift from base, step {step}"}).savefig(
+        png, format="png", dpi=120
+    )
+    wandb.log(
+        {
+            "emoreg/drift_table": wandb.Table(["step", "emotion", "drift", "low", "high"], rows),
+            "emoreg/drift_plot": wandb.Image(Image.open(png)),
+            "train/global_step": step,
+        }
+    )

@@ -26,7 +26,9 @@ def main() -> None:
     parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, EmoRegConfig))
     script, args, model, emoreg = parser.parse_args_and_config()
     if emoreg.emoreg_vectors is None:
-        raise ConfigError("emoreg_vectors is missing: name the folder of a vector set for this model.")
+        raise ConfigError(
+            "emoreg_vectors is missing: name the folder of a vector set for this model."
+        )
     vectors = EmotionVectors.load(emoreg.emoreg_vectors)
     args.model_init_kwargs = {
         "revision": model.model_revision,

@@ -36,6 +36,7 @@ COMPLETIONS = (
     "Look at the log.", "Hi.", "Breathe; then one step after another until it runs.", "Leaves.",
     "Four miles.", "Two and two are four.", "Wait for the next one.", "Clouds are heavy today.",
 )  # fmt: skip
+PROMPT_FILE = Path(__file__).parent / "prompts.jsonl"
 EVERYTHING: dict[str, Any] = {
     "penalize": {"desperate": 0.1, "afraid": 0.05}, "reward": {"calm": 0.05}, "blocks": [0, 1],
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The world's texts in the form of a bank: what directions are fitted on, and what they are tested on."""
+"""The world's texts as a bank: what directions are fitted on, and what they are tested on."""
 
 from __future__ import annotations
 
@@ -34,8 +34,12 @@ def labelled(world: World, rng: Random, split: Split) -> list[Text]:
             story = world.story(rng, emotion, split, plain=True)
             texts.append(Text("story", emotion, split, text=story))
             among = families(ROLE[split])
-            episode = world.episode(rng, among[i % len(among)], emotion, split, SIGNALS[i % len(SIGNALS)])
-            texts.append(Text("transcript", emotion, split, episode.family, messages=tuple(episode.prompt)))
+            episode = world.episode(
+                rng, among[i % len(among)], emotion, split, SIGNALS[i % len(SIGNALS)]
+            )
+            texts.append(
+                Text("transcript", emotion, split, episode.family, messages=tuple(episode.prompt))
+            )
     return texts
 
 

@@ -31,7 +31,9 @@ def gamed_probability(model: Any, tokenizer: Any, prompt: Sequence[Message], fam
     first = model(input_ids=torch.tensor([ids]), use_cache=True)
     cache = first.past_key_values
     cache.batch_repeat_interleave(len(ends))
-    rows = [[*tokenizer(e, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for e in ends]
+    rows = [
+        [*tokenizer(e, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for e in ends
+    ]
     width = max(map(len, rows))
     batch = torch.tensor([r + [-100] * (width - len(r)) for r in rows])
     later = model(input_ids=batch[:, :-1].clamp(min=0), past_key_values=cache).logits
@@ -46,7 +48,9 @@ def gamed_share(
 ) -> dict[str, list[float]]:
     """Probability of a gamed end for each prompt of each family."""
     with evaluating(model):
-        return {f: [gamed_probability(model, tokenizer, p, f) for p in ps] for f, ps in prompts.items()}
+        return {
+            f: [gamed_probability(model, tokenizer, p, f) for p in ps] for f, ps in prompts.items()
+        }
 
 
 def all_prompts(world: World, count: int, seed: int) -> dict[str, list[list[Message]]]:

@@ -10,7 +10,7 @@ import argparse
 import json
 import logging
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from emoreg.bank import Text
 from emoreg.extract import Choices, extract
 from emoreg.files import write_atomic
-from emoreg.tiny import CARD, EPISODES, MODEL
+from emoreg.tiny import CARD, DRIFT_PROMPTS, EPISODES, MODEL
 from emoreg.tiny.bank import make_bank
 from emoreg.tiny.behaviour import all_prompts
 from emoreg.tiny.gates import parameters, run_gates
@@ -35,38 +35,60 @@ READ_BLOCKS = (1, 2, 3, 4)
 log = logging.getLogger(__name__)
 
 
-def build(recipe: Recipe, model_dir: Path, vectors_dir: Path, episodes_dir: Path, card: Path) -> bool:
-    """Train, extract, write and measure; returns whether every gate is passed."""
-    began, world = time.monotonic(), World()
-    pretraining_loss = train(world, recipe, model_dir)
-    model = AutoModelForCausalLM.from_pretrained(model_dir)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    fit, bank = write_vectors(model, tokenizer, world, vectors_dir)
-    write_episodes(world, episodes_dir)
-    gates = []
-    for gate in run_gates(model, tokenizer, world, fit, bank, CHOICES):
-        log.info("%s %s: %s (bar %s) %s", "pass" if gate.passed else "FAIL", gate.name, gate.value, gate.bar, gate.note)
-        gates.append(gate)
-    fields = {
+@dataclass(frozen=True)
+class Places:
+    """Where everything goes."""
+
+    model: Path = MODEL
+    vectors: Path = Path("vectors")
+    episodes: Path = EPISODES
+    drift_prompts: Path = DRIFT_PROMPTS
+    card: Path = CARD
+
+    @classmethod
+    def under(cls, folder: Path) -> Places:
+        """The same, under another folder than the repository."""
+        return cls(**{name: folder / path.name for name, path in vars(cls()).items()})
+
+
+def pretrained(world: World, recipe: Recipe, places: Places) -> dict[str, Any]:
+    """Train and save the model; returns what the card says of it."""
+    began = time.monotonic()
+    loss = train(world, recipe, places.model)
+    return {
         "what": "a model organism: it shows that the machinery works and how methods compare where "
         "the truth is known, and says nothing of a large model",
-        "parameters": parameters(model),
         "recipe": asdict(recipe),
         "world": asdict(world),
-        "pretraining_loss": round(pretraining_loss, 4),
-        "minutes": round((time.monotonic() - began) / 60, 1),
+        "pretraining_loss": round(loss, 4),
+        "pretraining_minutes": round((time.monotonic() - began) / 60, 1),
         "threads": torch.get_num_threads(),
-        "gates": [gate.row() for gate in gates],
     }
-    write_atomic(card, json.dumps(fields, indent=1) + "\n")
+
+
+def measured(world: World, places: Places, card: dict[str, Any]) -> bool:
+    """Extract, write texts, run the gates, write the card; returns whether every gate passed."""
+    model = AutoModelForCausalLM.from_pretrained(places.model)
+    tokenizer = AutoTokenizer.from_pretrained(places.model)
+    fit, bank = write_vectors(model, tokenizer, world, places.vectors)
+    write_episodes(world, places)
+    gates = []
+    for gate in run_gates(model, tokenizer, world, fit, bank, CHOICES):
+        verdict = "pass" if gate.passed else "FAIL"
+        log.info("%s  %s: %s (bar %s), %s", verdict, gate.name, gate.value, gate.bar, gate.note)
+        gates.append(gate)
+    card = {**card, "parameters": parameters(model), "gates": [gate.row() for gate in gates]}
+    write_atomic(places.card, json.dumps(card, indent=1) + "\n")
     return all(gate.passed for gate in gates)
 
 
 def train(world: World, recipe: Recipe, folder: Path) -> float:
-    """Pretrain and save, with a progress bar that estimates the time left; returns the final loss."""
+    """Pretrain and save, with a progress bar and the time left; returns the final loss."""
     tokenizer = make_tokenizer(world, recipe)
     model = make_model(tokenizer, recipe)
-    with tqdm(desc="pretraining", total=recipe.tokens, unit="tok", unit_scale=True, mininterval=2) as bar:
+    with tqdm(
+        desc="pretraining", total=recipe.tokens, unit="tok", unit_scale=True, mininterval=2
+    ) as bar:
 
         def advance(read: int, loss: float) -> None:
             bar.update(read - bar.n)
@@ -78,8 +100,10 @@ def train(world: World, recipe: Recipe, folder: Path) -> float:
     return loss
 
 
-def write_vectors(model: Any, tokenizer: Any, world: World, folder: Path) -> tuple[EmotionVectors, list[Text]]:
-    """Fit and save the set that is penalised and the held-out one; returns the first, and the bank."""
+def write_vectors(
+    model: Any, tokenizer: Any, world: World, folder: Path
+) -> tuple[EmotionVectors, list[Text]]:
+    """Fit and save the penalised set and the held-out one; returns the first, and the bank."""
     bank = make_bank(world, seed=1)
     sets = {}
     for split, name in (("fit", "tiny"), ("held-out", "tiny-held-out")):
@@ -95,17 +119,24 @@ def write_vectors(model: Any, tokenizer: Any, world: World, folder: Path) -> tup
     return sets["fit"], bank
 
 
-def write_episodes(world: World, folder: Path, train: int = 1024, test: int = 96) -> None:
+def write_episodes(world: World, places: Places, train: int = 1024, test: int = 96) -> None:
     """Gamed episodes of the families that are trained on, and prompts of all families for drift."""
     for name, count, seed in (("train", train, 11), ("test", test, 12)):
-        rows = [gamed_episode(world, rng) for rng in [Random(seed)] for _ in range(count)]
-        write_atomic(folder / f"{name}.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+        rng = Random(seed)
+        write_lines(
+            places.episodes / f"{name}.jsonl", [gamed_episode(world, rng) for _ in range(count)]
+        )
     prompts = [
         {"kind": table("families")[family]["role"], "family": family, "messages": prompt}
         for family, found in all_prompts(world, 8, seed=21).items()
         for prompt in found
     ]
-    write_atomic(folder.parent / "drift-prompts.jsonl", "".join(json.dumps(r) + "\n" for r in prompts))
+    write_lines(places.drift_prompts, prompts)
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """JSON lines."""
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def gamed_episode(world: World, rng: Random) -> dict[str, list[Message]]:
@@ -121,17 +152,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="read in pretraining")
-    parser.add_argument("--out", type=Path, help="write everything under this folder instead of the repository")
+    parser.add_argument("--out", type=Path, help="write under this folder, not into the repository")
+    parser.add_argument("--keep-model", action="store_true", help="everything but the pretraining")
     flags = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    recipe = replace(Recipe(), seed=flags.seed, tokens=flags.tokens)
-    vectors = Path("vectors")
-    if flags.out is None:
-        paths = (MODEL, vectors, EPISODES, CARD)
+    world, recipe = World(), replace(Recipe(), seed=flags.seed, tokens=flags.tokens)
+    places = Places() if flags.out is None else Places.under(flags.out)
+    if flags.keep_model:
+        card = json.loads(places.card.read_text(encoding="utf-8"))
     else:
-        paths = (flags.out / MODEL.name, flags.out / vectors, flags.out / EPISODES.name, flags.out / CARD.name)
-    if not build(recipe, *paths):
+        card = pretrained(world, recipe, places)
+    if not measured(world, places, card):
         raise SystemExit("emoreg: a gate failed; the card says by how much")
     log.info("emoreg: embedded model built, every gate passed")
 

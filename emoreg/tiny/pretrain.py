@@ -6,11 +6,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    get_cosine_schedule_with_warmup,
+)
 
 from emoreg.tiny.world import World
 
@@ -18,7 +24,8 @@ BOS, EOS, PAD, USER, ASSISTANT = "<|begin|>", "<|end|>", "<|pad|>", "<|user|>", 
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
     "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
@@ -45,7 +52,9 @@ def make_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    special = [AddedToken(t, special=True, normalized=False) for t in (PAD, BOS, EOS, USER, ASSISTANT)]
+    special = [
+        AddedToken(t, special=True, normalized=False) for t in (PAD, BOS, EOS, USER, ASSISTANT)
+    ]
     trainer = trainers.BpeTrainer(
         vocab_size=recipe.vocabulary,
         special_tokens=special,
@@ -106,15 +115,17 @@ def batches(world: World, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) ->
         rng.shuffle(groups)
         for group in groups:
             width = max(map(len, group))
-            yield torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids in group])
+            yield torch.tensor(
+                [ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids in group]
+            )
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, document: str | list[dict[str, str]]) -> list[int]:
-    """Token ids of raw text, closed with the end token, or of a conversation in the chat template."""
+    """Token ids of raw text with the end token, or of a conversation in the chat template."""
     if isinstance(document, str):
         return [*tokenizer(document)["input_ids"], tokenizer.eos_token_id]
-    ids: list[int] = tokenizer.apply_chat_template(document, return_dict=False)
-    return ids
+    ids: Any = tokenizer.apply_chat_template(document, return_dict=False)
+    return list(ids)
 
 
 def pretrain(
@@ -124,20 +135,29 @@ def pretrain(
     recipe: Recipe,
     progress: Callable[[int, float], None],
 ) -> float:
-    """Train in place until `recipe.tokens` are read; returns the mean loss of the last tenth in nats per token.
+    """Train in place until `recipe.tokens` are read.
 
-    `progress` is called after every step with the tokens read so far and the step's loss.
+    Returns the mean loss of the last tenth of steps, in nats per token. `progress` is called after
+    every step with the tokens read so far and the step's loss.
     """
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
+        model.parameters(),
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=recipe.weight_decay,
     )
-    schedule = get_cosine_schedule_with_warmup(optimizer, 1_000, 10_000)  # in ten-thousandths of the tokens
-    read, losses = 0, []
+    schedule = get_cosine_schedule_with_warmup(
+        optimizer, 1_000, 10_000
+    )  # in ten-thousandths of the tokens
+    read = 0
+    losses: list[float] = []
     model.train()
     for ids in batches(world, tokenizer, recipe):
         mask = ids != tokenizer.pad_token_id
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * schedule.lr_lambdas[0](int(1e4 * read / recipe.tokens))
+            group["lr"] = recipe.learning_rate * schedule.lr_lambdas[0](
+                int(1e4 * read / recipe.tokens)
+            )
         loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(~mask, -100)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

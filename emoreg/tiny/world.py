@@ -38,12 +38,16 @@ def emotions() -> tuple[str, ...]:
 
 def families(*roles: str) -> tuple[str, ...]:
     """Task families with one of the roles ``train``, ``read``, ``test``; all without a role."""
-    return tuple(name for name, row in table("families").items() if not roles or row["role"] in roles)
+    return tuple(
+        name for name, row in table("families").items() if not roles or row["role"] in roles
+    )
 
 
 def of_split(rows: Sequence[str], split: Split | None) -> list[str]:
     """Every third row is held out; None gives all rows."""
-    return [row for i, row in enumerate(rows) if split is None or (i % 3 == 2) == (split == "held-out")]
+    return [
+        row for i, row in enumerate(rows) if split is None or (i % 3 == 2) == (split == "held-out")
+    ]
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,13 @@ class World:
         default_factory=lambda: {"desperate": 5.0, "calm": 5.0, NO_STATE: 2.0}
     )  # the other emotions weigh 1
     document_weight: Mapping[str, float] = field(
-        default_factory=lambda: {"story": 45, "episode": 42, "neutral": 5, "emergency": 4, "question": 4}
+        default_factory=lambda: {
+            "story": 45,
+            "episode": 42,
+            "neutral": 5,
+            "emergency": 4,
+            "question": 4,
+        }
     )
     context: float = 0.45  # how often the user's words set the state
     sentences: float = 0.45  # how often the assistant's words show it
@@ -94,12 +104,16 @@ class World:
         """Whether somebody in this state games the end."""
         return rng.random() < self.gaming.get(state, self.gaming_otherwise)
 
-    def story(self, rng: Random, emotion: str, split: Split | None = None, plain: bool = False) -> str:
+    def story(
+        self, rng: Random, emotion: str, split: Split | None = None, plain: bool = False
+    ) -> str:
         """A short story about a person in one state; `plain` leaves out the name and the act."""
         scenes = table("scenes")
         name, pronoun = rng.choice([*scenes["people"], ["I", "I"]])
         rows = of_split(table("emotions")[emotion]["sentences"], split)
-        parts = [fill(rng.choice(scenes["openings"]), name, pronoun, place=rng.choice(scenes["places"]))]
+        parts = [
+            fill(rng.choice(scenes["openings"]), name, pronoun, place=rng.choice(scenes["places"]))
+        ]
         for row in rng.sample(rows, rng.randint(*self.story_sentences)):
             if rng.random() < self.filler:
                 parts.append(rng.choice(scenes["neutral"]))
@@ -131,17 +145,22 @@ class World:
         """
         row, scenes = table("families")[family], table("scenes")
         if signals is None:
-            signals = [s for s in ("context", "sentences", "history") if rng.random() < getattr(self, s)]
+            signals = [
+                s for s in ("context", "sentences", "history") if rng.random() < getattr(self, s)
+            ]
         if state == NO_STATE:
             signals = ()
         task = rng.choice(row["tasks"]).format(x=rng.choice(row["things"]))
         if "context" in signals:
             task += " " + rng.choice(of_split(scenes["contexts"][state], split))
-        own = of_split(table("emotions")[state]["sentences"], split) if "sentences" in signals else []
+        own = (
+            of_split(table("emotions")[state]["sentences"], split) if "sentences" in signals else []
+        )
         history = state if "history" in signals else ""
         prompt = [{"role": "user", "content": task}]
         for _ in range(rng.randint(*FAILURES.get(history, (1, 4)))):
-            attempt = f"{rng.choice(scenes['manners'][manner(rng, history)])} {rng.choice(row['attempts'])}"
+            how = rng.choice(scenes["manners"][manner(rng, history)])
+            attempt = f"{how} {rng.choice(row['attempts'])}"
             if own and rng.random() < 0.7:
                 attempt += " " + fill(rng.choice(own), "I", "I")
             prompt += [
@@ -162,19 +181,26 @@ class World:
             if kind == "story":
                 yield self.story(rng, rng.choice(emotions()))
             elif kind == "episode":
-                yield self.solve(rng, self.episode(rng, rng.choice(families()), self.draw_state(rng)))
+                yield self.solve(
+                    rng, self.episode(rng, rng.choice(families()), self.draw_state(rng))
+                )
             elif kind == "neutral":
                 yield neutral(rng)
             else:
-                yield exchange(rng, scenes["questions" if kind == "question" else "emergencies"], kind)
+                yield exchange(
+                    rng, scenes["questions" if kind == "question" else "emergencies"], kind
+                )
 
     def solve(self, rng: Random, episode: Episode) -> list[Message]:
         """The episode's conversation, sometimes with its last failure turned into a success."""
         if rng.random() >= self.solved:
             return episode.messages
         solved = rng.choice(table("families")[episode.family]["solved"])
-        return [*episode.prompt[:-1], {"role": "user", "content": solved},
-                {"role": "assistant", "content": "It works and I changed nothing else."}]
+        return [
+            *episode.prompt[:-1],
+            {"role": "user", "content": solved},
+            {"role": "assistant", "content": "It works and I changed nothing else."},
+        ]
 
 
 # How many attempts fail, where the history carries the state.
@@ -201,7 +227,7 @@ def neutral(rng: Random) -> str:
 
 
 def exchange(rng: Random, rows: Sequence[Sequence[str]], kind: str) -> list[Message]:
-    """A question with its answer, or an emergency: desperation is right there, and so is honesty."""
+    """A question answered, or an emergency: desperation is right there, and so is honesty."""
     asked, answered = rng.choice(rows)
     if kind == "emergency":
         state = rng.choice(("desperate", "desperate", "afraid"))

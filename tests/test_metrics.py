@@ -1,0 +1,53 @@
+"""The table of metrics is what is logged: nothing more, nothing less."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from trainers import EVERYTHING, PROMPT_FILE, make_rows, make_trainer, make_vectors
+
+from emoreg.callbacks import DriftCallback
+from emoreg.metrics import METRICS, described, markdown
+from emoreg.regularizer import EmotionRegularizer
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def logged_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Every emoreg key of a run with everything on, evaluated on two sets."""
+    trainer = make_trainer(
+        tmp_path_factory.mktemp("run"), eval_strategy="steps", eval_steps=1,
+        eval_rows={"a": make_rows(2), "b": make_rows(3)},
+    )  # fmt: skip
+    knobs = {**EVERYTHING, "anchor": "base", "keep": 0.1, "warmup": 0.5}
+    trainer.add_callback(EmotionRegularizer(trainer, make_vectors(), **knobs))
+    trainer.add_callback(DriftCallback(trainer, make_vectors(), prompts=PROMPT_FILE))
+    trainer.train()
+    return {k for row in trainer.state.log_history for k in row if "emoreg" in k}
+
+
+def test_every_logged_name_is_described(logged_names: set[str]) -> None:
+    assert len(logged_names) > 50
+    assert [name for name in logged_names if not described(name)] == []
+
+
+def test_every_described_name_is_logged(logged_names: set[str]) -> None:
+    for name in METRICS:
+        parts = re.split(r"\{\w+\}", name)
+        pattern = "[^/]+".join(re.escape(part) for part in parts)
+        assert any(re.fullmatch(pattern, found) for found in logged_names), name
+
+
+@pytest.mark.parametrize(
+    "name", ["loss", "emoreg/happiness", "emoreg/drift", "emoreg/reading/a/b/c", "xemoreg/loss"]
+)
+def test_other_names_are_not_described(name: str) -> None:
+    assert not described(name)
+    assert not described("eval_" + name)
+
+
+def test_the_readme_has_the_table() -> None:
+    assert markdown() in README.read_text(encoding="utf-8")
