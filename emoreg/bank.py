@@ -58,7 +58,9 @@ def load_bank(path: str | Path) -> list[Text]:
             row["messages"] = tuple(row.get("messages") or ())
             texts.append(Text(**row))
         except (ValueError, TypeError, AttributeError) as e:
-            raise BankError(f"{path}, line {number}: {e}. Wanted JSON with some of {sorted(names)}.") from e
+            raise BankError(
+                f"{path}, line {number}: {e}. Wanted JSON with some of {sorted(names)}."
+            ) from e
     return texts
 
 

@@ -57,7 +57,7 @@ def find_backbone(model: nn.Module) -> Backbone:
     config = inner.config
     if getattr(config, "is_encoder_decoder", False):
         raise BlocksNotFoundError(
-            f"{type(inner).__name__} is an encoder-decoder; emoreg reads decoder-only language models."
+            f"{type(inner).__name__} is an encoder-decoder; emoreg reads decoder-only models."
         )
     text = config.get_text_config(decoder=True)
     count = getattr(text, "num_hidden_layers", None)
@@ -112,9 +112,11 @@ def trainable_below(backbone: Backbone, deepest: int, model: nn.Module) -> bool:
     Parameters of later blocks only cannot; nor can those outside the backbone, except the input
     embeddings, which the backbone owns.
     """
-    blocks = list(backbone.blocks)
-    later = {id(p) for block in blocks[deepest + 1 :] for p in block.parameters()}
-    later -= {id(p) for block in blocks[: deepest + 1] for p in block.parameters()}  # shared weights
+    reached, beyond = (
+        {id(p) for block in blocks for p in block.parameters()}
+        for blocks in (backbone.blocks[: deepest + 1], backbone.blocks[deepest + 1 :])
+    )
+    later = beyond - reached  # a block may share its weights with an earlier one
     inside = list(backbone.module.parameters()) + _prompt_parameters(model)
     return any(p.requires_grad and id(p) not in later for p in inside)
 

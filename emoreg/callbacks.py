@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from emoreg.drift import Array, Drift, by_emotion, colon_readings, drift, load_prompts
 from emoreg.errors import ConfigError
@@ -59,11 +59,9 @@ class DriftCallback(TrainerCallback):
         self.base: Array | None = None
         self.history: list[tuple[int, Drift]] = []
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
         """Read the base, and measure once."""
-        model = model_of(self.trainer)
+        model, state = model_of(self.trainer), self.trainer.state
         if state.global_step == 0:
             self.history = []  # another run of the same trainer
         if has_adapters(model):
@@ -76,23 +74,19 @@ class DriftCallback(TrainerCallback):
                 f"Training resumes at step {state.global_step} without adapters, so the base that "
                 "drift is measured from is not at hand. Measure with adapters, or from step 0."
             )
-        self._measure(state)
+        self._measure()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
         """Measure every `drift_steps`."""
-        if self.drift_steps and state.global_step % self.drift_steps == 0:
-            self._measure(state)
+        if self.drift_steps and self.trainer.state.global_step % self.drift_steps == 0:
+            self._measure()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
         """Measure the last time, unless this step has been measured."""
-        if not self.history or self.history[-1][0] != state.global_step:
-            self._measure(state)
-        if state.is_world_process_zero:
-            log_drift(args, self.history)
+        if not self.history or self.history[-1][0] != self.trainer.state.global_step:
+            self._measure()
+        if self.trainer.is_world_process_zero():
+            log_drift(self.trainer.args, self.history)
 
     def _read(self) -> Array:
         values = colon_readings(
@@ -100,13 +94,13 @@ class DriftCallback(TrainerCallback):
         )
         return by_emotion(values, self.probe)[1]
 
-    def _measure(self, state: TrainerState) -> None:
+    def _measure(self) -> None:
         assert self.base is not None
         emotions = tuple(dict.fromkeys(e for _, e in self.probe.rows))
         now = drift(self.base, self._read(), emotions)
-        self.history.append((state.global_step, now))
+        self.history.append((self.trainer.state.global_step, now))
         self._log(scalars(now))
-        if state.is_world_process_zero:
+        if self.trainer.is_world_process_zero():
             self._save()
 
     def _log(self, logs: dict[str, float]) -> None:

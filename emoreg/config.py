@@ -84,8 +84,9 @@ class EmoRegConfig:
             "emoreg_penalize", self.emoreg_penalize, {"desperate": 0.0}, problems
         )
         self.emoreg_reward = _weights("emoreg_reward", self.emoreg_reward, {"calm": 0.0}, problems)
-        if isinstance(self.emoreg_scope, str):
-            self.emoreg_scope = [self.emoreg_scope]
+        for name in ("emoreg_scope", "emoreg_facets", "emoreg_blocks"):
+            if isinstance(getattr(self, name), str | int):
+                setattr(self, name, [getattr(self, name)])
         problems += self._problems()
         if problems:
             raise ConfigError("EmoRegConfig:\n  - " + "\n  - ".join(problems))
@@ -104,8 +105,11 @@ class EmoRegConfig:
             yield f"emoreg_scope must name some of {', '.join(SCOPES)}, got {self.emoreg_scope}"
         if not (_non_negative(self.emoreg_warmup) and self.emoreg_warmup <= 1):
             yield f"emoreg_warmup is a share in [0, 1], got {self.emoreg_warmup!r}"
-        if self.emoreg_drift_steps < 0:
-            yield f"emoreg_drift_steps must be >= 0, got {self.emoreg_drift_steps}"
+        if not _counts(self.emoreg_drift_steps):
+            yield f"emoreg_drift_steps must be a whole number >= 0, got {self.emoreg_drift_steps!r}"
+        blocks = self.emoreg_blocks
+        if blocks is not None and not (blocks and all(map(_counts, blocks))):
+            yield f"emoreg_blocks must list decoder blocks, counted from 0, got {blocks}"
 
     @property
     def penalize(self) -> Mapping[str, float]:
@@ -147,7 +151,12 @@ class EmoRegConfig:
 
 
 def _non_negative(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and _non_negative(value)
 
 
 def _weights(

@@ -1,9 +1,9 @@
-"""Drift: how far readings on fixed prompts have moved from the base, with intervals over prompts."""
+"""Drift: how far readings on fixed prompts moved from the base, with intervals over prompts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,8 @@ class Drift:
 
     def sorted(self) -> list[tuple[str, float, float, float]]:
         """Emotion, drift, low, high: risers first."""
-        rows = zip(self.emotions, self.mean, self.low, self.high, strict=True)
-        return sorted(((e, float(m), float(a), float(b)) for e, m, a, b in rows), key=lambda r: -r[1])
+        columns = (self.mean.tolist(), self.low.tolist(), self.high.tolist())
+        return sorted(zip(self.emotions, *columns, strict=True), key=lambda row: -row[1])
 
 
 def load_prompts(path: str | Path | None = None) -> list[Prompt]:
@@ -77,7 +77,8 @@ def load_prompts(path: str | Path | None = None) -> list[Prompt]:
             prompts.append(Prompt(str(row.get("kind", "neutral")), tuple(messages)))
         except (ValueError, KeyError, AttributeError) as e:
             raise BankError(
-                f'{path}, line {number}: {e!r}. Wanted JSON like {{"kind": "neutral", "prompt": "..."}}.'
+                f"{path}, line {number}: {e!r}. "
+                'Wanted JSON like {"kind": "neutral", "prompt": "..."}.'
             ) from e
     if len(prompts) < 2:
         raise BankError(f"{path} has {len(prompts)} prompts; wanted at least two, for an interval.")
@@ -105,7 +106,9 @@ def colon_readings(
     device = next(model.parameters()).device
     probe = probe.to(device)
     ids = [
-        tokenizer.apply_chat_template(list(p.messages), add_generation_prompt=True, return_dict=False)
+        tokenizer.apply_chat_template(
+            list(p.messages), add_generation_prompt=True, return_dict=False
+        )
         for p in prompts
     ]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -145,10 +148,12 @@ def drift(base: Array, now: Array, emotions: Sequence[str], seed: int = 0) -> Dr
         low = high = shift.mean(0)
     else:
         found = bootstrap(
-            (shift,), np.mean, axis=0, method="percentile", n_resamples=2000,
+            (shift,),
+            np.mean,
+            axis=0,
+            method="percentile",
+            n_resamples=2000,
             random_state=np.random.default_rng(seed),
         ).confidence_interval
         low, high = found.low, found.high
     return Drift(tuple(emotions), base.mean(0), now.mean(0), low, high)
-
-

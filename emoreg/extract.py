@@ -1,8 +1,8 @@
-"""Labelled texts -> EmotionVectors: all blocks in one pass, memory independent of the number of texts.
+"""Labelled texts -> EmotionVectors: all blocks in one pass, memory independent of their number.
 
 The recipe of Sofroniew et al. 2026 (arXiv:2604.07729): the mean activation of each text, centred
 over emotions, with the principal components of neutral text that explain half of its variance
-projected out, scaled to unit length. What the paper leaves open is decided here and kept in the card.
+projected out, scaled to unit length. What the paper leaves open is decided here, and in the card.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def extract(
     choices = choices or Choices()
     backbone = find_backbone(model)
     at = check_blocks(range(len(backbone.blocks)) if blocks is None else blocks, backbone)
-    wanted = [t for kind in ("neutral", *FACETS.values()) for t in choose(texts, kind, choices.split)]
+    wanted = [
+        t for kind in ("neutral", *FACETS.values()) for t in choose(texts, kind, choices.split)
+    ]
     _check(wanted)
     moments = {kind: Moments() for kind in FACETS.values()}
     tokens, means = Spread(), Spread()
@@ -137,11 +139,13 @@ def _check(texts: Sequence[Text]) -> None:
     for name, kind in FACETS.items():
         if len(labels[kind]) == 1 or (kind == "story" and not labels[kind]):
             raise BankError(
-                f"{name}: texts for {sorted(labels[kind]) or 'no emotion'}; wanted at least two, because "
-                "a direction is a difference from the others."
+                f"{name}: texts for {sorted(labels[kind]) or 'no emotion'}; wanted at least two, "
+                "because a direction is a difference from the others."
             )
     if extra := labels["transcript"] - labels["story"]:
-        raise BankError(f"transcripts: {sorted(extra)} have no stories; write some, or leave them out.")
+        raise BankError(
+            f"transcripts: {sorted(extra)} have no stories; write some, or leave them out."
+        )
     if sum(t.kind == "neutral" for t in texts) < 2:
         raise BankError("Wanted at least two neutral texts: they set the scale of every reading.")
 
@@ -151,11 +155,16 @@ def activations(
 ) -> Iterator[tuple[Text, Tensor]]:
     """Each text with the activations of its counted tokens, float64, (blocks, counted, width)."""
     device = next(model.parameters()).device
-    encoded = sorted((_encode(tokenizer, t, choices.skip_tokens) for t in texts), key=lambda e: len(e[1]))
+    encoded = sorted(
+        (_encode(tokenizer, t, choices.skip_tokens) for t in texts), key=lambda e: len(e[1])
+    )
     start = 0
     while start < len(encoded):
         stop = start + 1
-        while stop < len(encoded) and (stop + 1 - start) * len(encoded[stop][1]) <= choices.batch_tokens:
+        while (
+            stop < len(encoded)
+            and (stop + 1 - start) * len(encoded[stop][1]) <= choices.batch_tokens
+        ):
             stop += 1
         group, start = encoded[start:stop], stop
         width = max(len(ids) for _, ids, _ in group)
@@ -184,7 +193,9 @@ def _encode(tokenizer: Any, text: Text, skip: int) -> tuple[Text, list[int], lis
     return text, ids, counted
 
 
-def encode_transcript(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[int]]:
+def encode_transcript(
+    tokenizer: Any, messages: Sequence[dict[str, str]]
+) -> tuple[list[int], list[int]]:
     """Token ids of a conversation, and the positions of the assistant's tokens and colons.
 
     A conversation that ends before the assistant's turn gets the generation prompt, whose last
@@ -193,6 +204,7 @@ def encode_transcript(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tup
     Raises:
         BankError: The chat template writes a turn differently once more turns follow.
     """
+
     def render(upto: int, prompt: bool) -> list[int]:
         ids: list[int] = tokenizer.apply_chat_template(
             list(messages[:upto]), add_generation_prompt=prompt, return_dict=False
@@ -210,7 +222,8 @@ def encode_transcript(tokenizer: Any, messages: Sequence[dict[str, str]]) -> tup
                     "The chat template rewrites earlier turns; transcripts cannot be aligned."
                 )
             # As far as they agree: a reasoning template opens a thought that past turns lack.
-            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(turn, whole)))
+            pairs = zip(turn, whole, strict=False)
+            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
             counted += range(start - 1, stop)
     return whole, sorted(set(counted))
 
@@ -225,9 +238,13 @@ def _components(covariance: Tensor, variance: float) -> Tensor:
 
 
 def _facet(
-    name: str, moments: Moments, noise: Sequence[Tensor], covariance: Tensor, before: Sequence[Facet]
+    name: str,
+    moments: Moments,
+    noise: Sequence[Tensor],
+    covariance: Tensor,
+    before: Sequence[Facet],
 ) -> Facet:
-    """Centre over labels, project the noise and the earlier facets of the same emotion out, scale to one."""
+    """Centre over labels, project out noise and the emotion's earlier facets, scale to one."""
     labels, means = moments.means()
     raw = means - means.mean(0)
     rows = torch.empty_like(raw)
@@ -241,14 +258,16 @@ def _facet(
             if v.norm() <= SAME * means[e, b].norm():
                 raise BankError(
                     f"{name}: nothing tells the texts for {label!r} from the others once the "
-                    "components of the neutral texts are out; write more, and more different, texts."
+                    "components of the neutral texts are out; write more and more different ones."
                 )
             rows[e, b] = v / v.norm()
     sigma = torch.einsum("ebw,bwx,ebx->eb", rows, covariance, rows).clamp(min=0).sqrt()
     return Facet(name, labels, rows.float(), sigma.float())
 
 
-def _card(model: nn.Module, tokenizer: Any, texts: Sequence[Text], choices: Choices) -> dict[str, Any]:
+def _card(
+    model: nn.Module, tokenizer: Any, texts: Sequence[Text], choices: Choices
+) -> dict[str, Any]:
     counts = {kind: sum(t.kind == kind for t in texts) for kind in ("neutral", *FACETS.values())}
     return {
         "model": identity(model, tokenizer),

@@ -1,8 +1,8 @@
-"""What emoreg borrows from a `Trainer`: methods replaced for the time of a run, and its rules of scale."""
+"""What emoreg borrows from a `Trainer`: methods, for the time of a run, and its rules of scale."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.integrations.integration_utils import is_wandb_available
 
-from emoreg.errors import ConfigError, MissingExtraError, TrainerError
+from emoreg.errors import CaptureError, ConfigError, MissingExtraError, TrainerError
 
 
 def check_trainer(trainer: Any) -> Trainer:
@@ -22,7 +22,7 @@ def check_trainer(trainer: Any) -> Trainer:
     """
     if not isinstance(trainer, Trainer):
         raise TrainerError(
-            f"Wanted a transformers or TRL trainer, got {type(trainer).__name__}. Build the trainer "
+            f"Wanted a transformers or TRL trainer, got {type(trainer).__name__}. Build it "
             "first, then trainer.add_callback(EmotionRegularizer(trainer, vectors)); for a loop of "
             "your own use emoreg.terms.EmotionTerms."
         )
@@ -36,6 +36,33 @@ def model_of(trainer: Trainer) -> nn.Module:
     assert trainer.model is not None
     model: nn.Module = trainer.model
     return model
+
+
+def check_counted(
+    trainer: Trainer, batch: Mapping[str, Any], tokens: int, scope: Collection[str]
+) -> None:
+    """Check that a trainer's batches tell which tokens count, and that some do.
+
+    Args:
+        trainer: For the message.
+        batch: The first of the run.
+        tokens: How many count in the first accumulation window.
+        scope: What was asked to count.
+
+    Raises:
+        CaptureError: They do not.
+    """
+    if "labels" not in batch:
+        raise CaptureError(
+            f"The batches of {type(trainer).__name__} carry no labels (they have "
+            f"{', '.join(batch)}), so it is unknown which tokens count. This version reads "
+            "trainers that do, such as SFTTrainer; in a loop of your own use EmotionTerms."
+        )
+    if tokens == 0:
+        raise CaptureError(
+            f"No token of the first batches counts for the scope {list(scope)}: the data has no "
+            "completion (every label is -100) or no prompt, or max_length cuts it off."
+        )
 
 
 class Loan:
@@ -119,6 +146,6 @@ def check_adapters(model: nn.Module) -> None:
     if not has_adapters(model):
         raise ConfigError(
             f"{type(model).__name__} has no adapters to switch off, so the base cannot be read: "
-            "anchor 'base' and the keep term need LoRA or another PEFT adapter that changes weights. "
-            "Use peft_config, or anchor 'neutral' with keep 0."
+            "anchor 'base' and the keep term need LoRA or another PEFT adapter that changes "
+            "weights. Use peft_config, or anchor 'neutral' with keep 0."
         )

@@ -39,7 +39,7 @@ def penalty(reading: Tensor, anchor: Tensor | float, margin: float) -> Tensor:
 
 
 def reward(reading: Tensor, anchor: Tensor | float, margin: float) -> Tensor:
-    """relu((c + m) - r)² per token, in σ², shaped as `reading`: enough of the emotion costs nothing."""
+    """relu((c + m) - r)² per token, in σ², shaped as `reading`: enough of it costs nothing."""
     return relu((anchor + margin) - reading).square()
 
 
@@ -62,7 +62,7 @@ def pooled_sum(values: Tensor, sequence: Tensor, pool: Pool = "mean") -> Tensor:
     Returns:
         Scalar, zero where nothing counts.
     """
-    if pool == "mean" or len(values) == 0:
+    if pool == "mean":
         return values.sum()
     size = torch.bincount(sequence)
     order = torch.argsort(values.detach(), descending=True)

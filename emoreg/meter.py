@@ -26,10 +26,15 @@ class Meter:
         """
         names = sorted(self._sums)
         device = accelerator.device
-        flat = [torch.as_tensor(x, dtype=torch.float32, device=device) for n in names for x in self._sums[n]]
+        flat = [
+            torch.as_tensor(x, dtype=torch.float32, device=device)
+            for n in names
+            for x in self._sums[n]
+        ]
         self._sums = {}
         if not flat:
             return {}
         table = accelerator.reduce(torch.stack(flat), "sum").reshape(-1, 2).tolist()
-        return {name: total / count for name, (total, count) in zip(names, table, strict=True) if count}
-
+        return {
+            name: total / count for name, (total, count) in zip(names, table, strict=True) if count
+        }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # Placeholders in braces stand for an emotion or a facet. In evaluation the same names carry the
-# prefix `eval_`, or `eval_{set}_` where there are several sets, except those of drift, the warm-up and the clock.
+# prefix `eval_`, or `eval_{set}_` with several sets, except those of drift and the clock.
 METRICS = {
     "emoreg/loss": ("task-loss units", "what was added to the loss: all terms, weighted"),
     "emoreg/penalty/{emotion}": ("σ²", "penalty of a penalised emotion, before its weight"),

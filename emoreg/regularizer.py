@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from emoreg.blocks import find_backbone, trainable_below
 from emoreg.config import EmoRegConfig
@@ -18,6 +18,7 @@ from emoreg.host import (
     Loan,
     adapters_off,
     check_adapters,
+    check_counted,
     check_trainer,
     log_kind,
     loss_is_scaled,
@@ -55,10 +56,16 @@ class EmotionRegularizer(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: Trainer, vectors: EmotionVectors, config: EmoRegConfig | None = None, **knobs: Any
+        self,
+        trainer: Trainer,
+        vectors: EmotionVectors,
+        config: EmoRegConfig | None = None,
+        **knobs: Any,
     ) -> None:
         if config is not None and knobs:
-            raise ConfigError(f"Pass a config or knobs, not both; got a config and {sorted(knobs)}.")
+            raise ConfigError(
+                f"Pass a config or knobs, not both; got a config and {sorted(knobs)}."
+            )
         self.trainer = check_trainer(trainer)
         self.config = config or EmoRegConfig.of(**knobs)
         self.vectors = vectors
@@ -77,34 +84,27 @@ class EmotionRegularizer(TrainerCallback):
         self._checked_first_window = False
         self._step_began = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
         """Borrow the trainer's methods."""
         if self not in self.trainer.callback_handler.callbacks:
             raise TrainerError("This regularizer was made for another trainer; make one for each.")
         self.detach()
         self.tap = Tap(model_of(self.trainer), self.terms.probe.blocks, when=self._seen)
         self._checked_first_window = False
+        self.meters = {"train": Meter(), "eval": Meter()}  # a run before may have left sums
         self._loan.replace("compute_loss", self._computing)
         self._loan.replace("get_batch_samples", self._sampling)
         self._loan.replace("log", self._logging)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
         """Give everything back."""
         self.detach()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
         """Start the clock of a step."""
         self._step_began = time.perf_counter()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
         """Stop the clock of a step."""
         self.meters["train"].add("seconds", time.perf_counter() - self._step_began, 1)
 
@@ -119,8 +119,9 @@ class EmotionRegularizer(TrainerCallback):
         deepest = self.terms.probe.blocks[-1]
         if self.config.active and not trainable_below(find_backbone(model), deepest, model):
             raise ConfigError(
-                f"No trainable parameter lies at or below block {deepest}, the deepest that is read, "
-                "so no gradient of the penalty can reach one. Train earlier blocks or read later ones."
+                f"No trainable parameter lies at or below block {deepest}, the deepest that is "
+                "read, so no gradient of the penalty can reach one. Train earlier blocks or read "
+                "later ones."
             )
 
     def _guarded(self, train: Method) -> Method:
@@ -165,32 +166,22 @@ class EmotionRegularizer(TrainerCallback):
             counts = [self._count(b).mask.sum() for b in batches if "labels" in b]
             total = torch.stack(counts).sum() if counts else torch.tensor(0)
             total = total.to(self.trainer.accelerator.device)
-            if self.trainer.args.average_tokens_across_devices and self.trainer.accelerator.num_processes > 1:
+            if self._ranks() > 1:
                 total = self.trainer.accelerator.gather(total).sum()
             self._window = total
             if not self._checked_first_window and batches:
-                self._check_first_window(batches, int(total))
+                check_counted(self.trainer, batches[0], int(total), self.config.emoreg_scope)
+                self._checked_first_window = True
             return batches, items
 
         return sampling
 
-    def _check_first_window(self, batches: list[Any], total: int) -> None:
-        self._checked_first_window = True
-        if "labels" not in batches[0]:
-            raise CaptureError(
-                f"The batches of {type(self.trainer).__name__} carry no labels (they have "
-                f"{', '.join(batches[0])}), so it is unknown which tokens count. This version reads "
-                "trainers that do, such as SFTTrainer; in a loop of your own use EmotionTerms."
-            )
-        if total == 0:
-            raise CaptureError(
-                f"No token of the first batches counts for the scope {list(self.config.emoreg_scope)}: "
-                "every label is -100. The data has no completion tokens, or max_length cuts them off."
-            )
-
     def _count(self, inputs: dict[str, Any]) -> Counted:
         return count_tokens(
-            inputs["labels"], self.config.emoreg_scope, inputs.get("attention_mask"), inputs.get("position_ids")
+            inputs["labels"],
+            self.config.emoreg_scope,
+            inputs.get("attention_mask"),
+            inputs.get("position_ids"),
         )
 
     def _computing(self, compute_loss: Method) -> Method:
@@ -205,28 +196,27 @@ class EmotionRegularizer(TrainerCallback):
             **kwargs: Any,
         ) -> Any:
             counted = self._count(inputs) if "labels" in inputs else None
-            self._training = model.training
+            self._training = model.training and torch.is_grad_enabled()
+            kwargs |= {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
             with self.tap:
-                result = compute_loss(
-                    model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
-                )
-                acts, calls = self._captured(model.training)
+                result = compute_loss(model, inputs, **kwargs)
+                acts, calls = self._captured()
             if counted is None or not acts:
                 return result
             loss = result[0] if return_outputs else result
-            loss = self._added(loss, acts, calls, counted, num_items_in_batch if model.training else None)
+            loss = self._added(loss, acts, calls, counted, num_items_in_batch)
             return (loss, *result[1:]) if return_outputs else loss
 
         return computing
 
-    def _captured(self, training: bool) -> tuple[dict[int, Tensor], list[Any]]:
+    def _captured(self) -> tuple[dict[int, Tensor], list[Any]]:
         """What the tap saw of one call of `compute_loss`.
 
         Raises:
             CaptureError: In training: nothing, more than one forward, or outputs without gradient.
         """
         acts, calls = dict(self.tap.acts), list(self.tap.calls)
-        if not training:
+        if not self._training:
             return acts, calls
         if len(calls) != 1 or not acts:
             raise CaptureError(
@@ -244,15 +234,25 @@ class EmotionRegularizer(TrainerCallback):
     def _added(
         self, loss: Tensor, acts: dict[int, Tensor], calls: list[Any], counted: Counted, items: Any
     ) -> Tensor:
-        """The loss with the terms added; unchanged, to the bit, in evaluation and at weight 0."""
-        width = next(iter(acts.values())).shape[1]
-        counted = counted.padded_left(width)
-        training = torch.is_grad_enabled() and self.config.active
+        """The loss with the terms added; unchanged, to the bit, in evaluation and at weight 0.
+
+        Raises:
+            CaptureError: The blocks saw other tokens than those that the labels are of.
+        """
+        shape = next(iter(acts.values())).shape[:2]
+        counted = counted.padded_left(shape[1])
+        if shape != counted.mask.shape:
+            raise CaptureError(
+                f"The labels are of {tuple(counted.mask.shape)} tokens and the block outputs of "
+                f"{tuple(shape)}, so it is unknown which count. Is the sequence split or cut?"
+            )
+        adding = self._training and self.config.active
         base = self._base(calls[0]) if self.config.needs_base else None
-        with torch.set_grad_enabled(training):
+        with torch.set_grad_enabled(adding):
             terms = self.terms(acts, counted, base, self._scale())
-        self._record(terms, "train" if torch.is_grad_enabled() else "eval")
-        if not training:
+        for name, total in terms.sums.items():
+            self.meters["train" if self._training else "eval"].add(name, total, terms.tokens)
+        if not adding:
             return loss
         return loss + (terms.loss * self._share(terms, items)).to(loss)
 
@@ -260,10 +260,14 @@ class EmotionRegularizer(TrainerCallback):
         """What turns a sum over this micro-batch's tokens into its part of the window's mean."""
         trainer = self.trainer
         if items is not None and self._window is not None and loss_is_scaled(trainer, items):
-            ranks = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
-            return ranks / self._window.clamp(min=1)
+            return self._ranks() / self._window.clamp(min=1)
         steps = trainer.current_gradient_accumulation_steps if loss_is_scaled(trainer, items) else 1
         return 1.0 / (terms.tokens.clamp(min=1) * steps)
+
+    def _ranks(self) -> int:
+        """How many processes the trainer averages tokens over."""
+        averaged = self.trainer.args.average_tokens_across_devices
+        return self.trainer.accelerator.num_processes if averaged else 1
 
     def _scale(self) -> float:
         """Warm-up factor of the weights, from 0 to 1."""
@@ -271,17 +275,15 @@ class EmotionRegularizer(TrainerCallback):
         return min(1.0, (self.trainer.state.global_step + 1) / steps) if steps > 1 else 1.0
 
     def _base(self, call: Any) -> dict[int, Tensor]:
-        """Block outputs of the base for the same call, up to the deepest block, without gradients."""
+        """Block outputs of the base for the same call, up to the deepest block; no gradients."""
         args, kwargs = call
         model = model_of(self.trainer)
-        with torch.no_grad(), self.trainer.accelerator.autocast(), adapters_off(model), evaluating(model):
-            with Tap(model, self.terms.probe.blocks) as tap:
-                run_truncated(tap, lambda: tap.backbone.module(*args, **{**kwargs, "use_cache": False}))
-                return dict(tap.acts)
-
-    def _record(self, terms: Terms, kind: str) -> None:
-        for name, total in terms.sums.items():
-            self.meters[kind].add(name, total, terms.tokens)
+        kwargs = {**kwargs, "use_cache": False}
+        autocast = self.trainer.accelerator.autocast()
+        tap = Tap(model, self.terms.probe.blocks)
+        with torch.no_grad(), autocast, adapters_off(model), evaluating(model), tap:
+            run_truncated(tap, lambda: tap.backbone.module(*args, **kwargs))
+            return dict(tap.acts)
 
     def _logging(self, log: Method) -> Method:
         """`trainer.log` with the readings since the last one, over all processes and tokens."""

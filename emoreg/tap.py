@@ -28,7 +28,7 @@ def every_forward(_backbone: nn.Module) -> bool:
 
 
 def policy_forward(backbone: nn.Module) -> bool:
-    """Window test: the forward that is trained; generation, reference and teacher passes are not."""
+    """Window test: the forward that is trained, not a generation, reference or teacher pass."""
     return torch.is_grad_enabled() and backbone.training
 
 
@@ -43,7 +43,7 @@ class Tap:
 
     Attributes:
         acts: Block -> output of the last forward that was seen, by reference.
-        calls: Arguments the backbone was called with, one entry for each forward seen since `clear`.
+        calls: Arguments of the backbone, one entry for each forward seen since `clear`.
         armed: While false no forward is seen; the hooks stay, as compiled models need.
 
     Raises:
@@ -103,7 +103,7 @@ class Tap:
 
     @contextmanager
     def truncated(self) -> Iterator[None]:
-        """Within, a forward ends after the deepest watched block; call it through `run_truncated`."""
+        """Within, a forward ends after the deepest watched block; see `run_truncated`."""
         self._stop_after = self.blocks[-1]
         try:
             yield
@@ -113,7 +113,8 @@ class Tap:
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._window = self.armed and self.when(module)
         if self._window:
-            self.calls.append((args, kwargs))  # a list: a counter would make compiled models recompile
+            # A list, not a counter, which would make compiled models recompile.
+            self.calls.append((args, kwargs))
 
     def _leave(self, _module: nn.Module, _args: object, _output: object) -> None:
         self._window = False
@@ -178,7 +179,7 @@ def run_truncated(tap: Tap, forward: Callable[[], Any]) -> None:
 
 
 def forward_backbone(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """Call the backbone alone, so that no logits are made; PEFT's virtual tokens need the whole model."""
+    """Call the backbone alone, for no logits; PEFT's virtual tokens need the whole model."""
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return model(**inputs)
     return find_backbone(unwrap(model)).module(**inputs, use_cache=False)

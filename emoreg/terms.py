@@ -53,7 +53,9 @@ class EmotionTerms:
                 )
         self._others = [i for i, (_, e) in enumerate(self.probe.rows) if e not in watched]
 
-    def __call__(self, acts: Acts, counted: Counted, base: Acts | None = None, scale: float = 1.0) -> Terms:
+    def __call__(
+        self, acts: Acts, counted: Counted, base: Acts | None = None, scale: float = 1.0
+    ) -> Terms:
         """The terms of one batch.
 
         Args:
@@ -77,7 +79,8 @@ class EmotionTerms:
             before = self.probe.read({b: base[b].flatten(0, 1)[at] for b in self.probe.blocks})
         loss, sums = self._weighted(reading, before, sequence, scale)
         sums |= self._vitals(reading.detach(), before)
-        sums["norm"] = torch.stack([h.detach().float().norm(dim=-1).sum() for h in picked.values()]).mean()
+        norms = [h.detach().float().norm(dim=-1).sum() for h in picked.values()]
+        sums["norm"] = torch.stack(norms).mean()
         sums["loss"] = loss.detach()
         return Terms(loss, torch.tensor(len(at), device=device), sums)
 
@@ -127,6 +130,6 @@ class EmotionTerms:
             rows = self.probe.of(emotion)
             for row in rows:
                 sums[f"reading/{emotion}/{self.probe.rows[row][0]}"] = by_row[row]
-            beyond = (reading[..., rows] - self._anchor(before, rows)).mean((0, -1)) > self.config.emoreg_margin
-            sums[f"over_margin/{emotion}"] = beyond.float().sum()
+            beyond = (reading[..., rows] - self._anchor(before, rows)).mean((0, -1))
+            sums[f"over_margin/{emotion}"] = (beyond > self.config.emoreg_margin).float().sum()
         return sums

@@ -21,7 +21,7 @@ class Counted:
     sequence: Tensor  # int64, (batch, tokens), the same number within one sequence, from 0
 
     def padded_left(self, width: int) -> Counted:
-        """The same tokens in a batch of `width` tokens: virtual tokens come first and never count."""
+        """The same in a batch of `width` tokens: virtual tokens come first and never count."""
         extra = width - self.mask.shape[1]
         if extra <= 0:
             return self
@@ -41,7 +41,9 @@ def check_scope(scope: Collection[str]) -> tuple[str, ...]:
     """
     unknown = sorted(set(scope) - set(SCOPES))
     if unknown or not scope:
-        raise ConfigError(f"scope must name some of {', '.join(SCOPES)}; got {unknown or 'nothing'}.")
+        raise ConfigError(
+            f"scope must name some of {', '.join(SCOPES)}; got {unknown or 'nothing'}."
+        )
     return tuple(s for s in SCOPES if s in scope)
 
 
@@ -71,7 +73,11 @@ def count_tokens(
         ConfigError: An unknown scope.
     """
     scope = check_scope(scope)
-    real = torch.ones_like(labels, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    real = (
+        torch.ones_like(labels, dtype=torch.bool)
+        if attention_mask is None
+        else attention_mask.bool()
+    )
     starts = _starts(real, position_ids)
     target = (labels != -100) & real
     follows = torch.zeros_like(target)
@@ -86,10 +92,10 @@ def count_tokens(
 
 
 def _starts(real: Tensor, position_ids: Tensor | None) -> Tensor:
-    """Where a sequence begins, bool, (batch, tokens): at a row's first real token and at position 0.
+    """Where a sequence begins, bool, (batch, tokens): a row's first real token, and position 0.
 
-    The first real token need not have position 0: positions may run on from padding on the left,
-    and a packed row may begin in the middle of a text.
+    The first need not have position 0: positions may run on from padding on the left, and a packed
+    row may begin in the middle of a text.
     """
     starts = real & (real.long().cumsum(1) == 1)
     if position_ids is not None and position_ids.shape == real.shape:

@@ -73,7 +73,7 @@ class Probe:
 class EmotionVectors:
     """Directions of emotions in the residual stream of one model, with their calibration.
 
-    The first facet holds every emotion; others may hold some. Facets of one emotion are orthonormal.
+    The first facet holds every emotion, others hold some; those of one emotion are orthonormal.
     """
 
     facets: tuple[Facet, ...]
@@ -108,7 +108,9 @@ class EmotionVectors:
         have = ", ".join(f.name for f in self.facets)
         raise UnknownEmotionError(f"No facet {name!r} in this vector set; it has {have}.")
 
-    def probe(self, facets: Sequence[str] | None = None, blocks: Sequence[int] | None = None) -> Probe:
+    def probe(
+        self, facets: Sequence[str] | None = None, blocks: Sequence[int] | None = None
+    ) -> Probe:
         """Stack facets (all by default) at blocks (the suggested ones by default) for reading.
 
         Raises:
@@ -120,7 +122,7 @@ class EmotionVectors:
         if missing or not chosen or not wanted:
             raise UnknownEmotionError(
                 f"Blocks {missing or list(wanted)} are not in this vector set, which holds blocks "
-                f"{list(self.blocks)}; choose among those or extract the set again with more blocks."
+                f"{list(self.blocks)}; choose among those or extract a set with more blocks."
             )
         at = [self.blocks.index(b) for b in wanted]
         parts = [f.only(at) for f in chosen]
@@ -141,7 +143,7 @@ class EmotionVectors:
         for emotion in emotions:
             if emotion not in self.emotions:
                 near = get_close_matches(emotion, self.emotions, n=3, cutoff=0.4)
-                hint = f"nearest: {', '.join(near)}" if near else f"it has {', '.join(self.emotions)}"
+                hint = f"{'nearest:' if near else 'it has'} {', '.join(near or self.emotions)}"
                 raise UnknownEmotionError(f"No emotion {emotion!r} in this vector set; {hint}.")
 
     def check(self, model: nn.Module, tokenizer: Any = None, name: bool = True) -> None:
@@ -251,35 +253,38 @@ class EmotionVectors:
 
 
 def _problems(f: Facet, size: tuple[int, ...]) -> list[str]:
-    shape = (len(f.emotions), *size)
-    if tuple(f.directions.shape) != shape or tuple(f.sigma.shape) != shape[:2]:
-        return [f"{f.name}: shapes {tuple(f.directions.shape)}, {tuple(f.sigma.shape)}; wanted {shape}"]
+    shape, found = (len(f.emotions), *size), (tuple(f.directions.shape), tuple(f.sigma.shape))
+    if found != (shape, shape[:2]):
+        return [f"{f.name}: shapes {found[0]}, {found[1]}; wanted {shape}"]
     if {f.directions.dtype, f.sigma.dtype} != {torch.float32}:
         return [f"{f.name}: {f.directions.dtype} and {f.sigma.dtype}; wanted torch.float32"]
     if len(set(f.emotions)) != len(f.emotions):
         return [f"{f.name}: an emotion stands twice"]
-    if not bool(f.directions.isfinite().all()):
-        bad = [f.emotions[i] for i in (~f.directions.isfinite()).any(-1).any(-1).nonzero().flatten()]
+    finite = f.directions.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        bad = [e for e, whole in zip(f.emotions, finite, strict=True) if not whole]
         return [f"{f.name}: NaN or infinite directions for {', '.join(bad)}"]
+    problems = []
     off = (f.directions.norm(dim=-1) - 1).abs()
-    found = []
     if bool((off > UNIT_TOLERANCE).any()):
-        worst = f.emotions[int(off.amax(1).argmax())]
-        found.append(f"{f.name}: directions are not of unit length ({worst} is off by {off.max():.3g})")
+        worst = f"{f.emotions[int(off.amax(1).argmax())]} is off by {off.max():.3g}"
+        problems.append(f"{f.name}: directions are not of unit length ({worst})")
     if not bool((f.sigma.isfinite() & (f.sigma > 0)).all()):
-        found.append(f"{f.name}: sigma must be positive and finite")
-    return found
+        problems.append(f"{f.name}: sigma must be positive and finite")
+    return problems
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as e:
-        raise VectorFileError(f"{path} cannot be read: {e.strerror}. Wanted a folder with both files.") from e
+        raise VectorFileError(
+            f"{path} cannot be read: {e.strerror}. Wanted a folder with both files."
+        ) from e
 
 
 def identity(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
-    """What a card keeps of a model: name, width, number of blocks, and how its tokenizer encodes one text."""
+    """What a card keeps of a model, and of how its tokenizer encodes one text."""
     backbone, config = find_backbone(model), unwrap(model).config
     found: dict[str, Any] = {
         "name": str(getattr(config, "_name_or_path", "")).rstrip("/").rsplit("/", 1)[-1],

@@ -26,7 +26,10 @@ from emoreg.tokens import count_tokens
 
 Batch = dict[str, Tensor]
 PAIRS = [
-    ("The test fails again and the release is today.", "Then we say so, and look at the log first."),
+    (
+        "The test fails again and the release is today.",
+        "Then we say so, and look at the log first.",
+    ),
     ("What is 12 times 12?", "144."),
     ("I broke the build. What now?", "Take the last change back; after that we have time to look."),
     ("Name a river.", "The Danube."),
@@ -54,7 +57,9 @@ def collate(rows: Sequence[Batch]) -> Batch:
     }
 
 
-def controlled_loss(model: nn.Module, batch: Batch, tap: Tap, terms: EmotionTerms) -> tuple[Tensor, Terms]:
+def controlled_loss(
+    model: nn.Module, batch: Batch, tap: Tap, terms: EmotionTerms
+) -> tuple[Tensor, Terms]:
     """The loss of one batch with emoreg's terms added, and what was read."""
     with tap:  # the hooks are there for this forward, and gone after it
         loss = model(**batch, use_cache=False).loss
@@ -82,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     config = EmoRegConfig.of(penalize={"desperate": 0.5}, reward={"calm": 0.25})
     terms = EmotionTerms(vectors, config)
 
-    data = DataLoader([encode(tokenizer, *pair) for pair in PAIRS], batch_size=2, collate_fn=collate)
+    data = DataLoader(
+        [encode(tokenizer, *pair) for pair in PAIRS], batch_size=2, collate_fn=collate
+    )
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)
     model, optimizer, data = accelerator.prepare(model, optimizer, data)
     # Only a forward with gradients in training mode is read: generation and references are not.
@@ -97,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
             optimizer.step()
             optimizer.zero_grad()
             readings.append(float(found.sums["reading/desperate"] / found.tokens.clamp(min=1)))
-            accelerator.print(f"step {len(readings)}: loss {loss:.3f}, desperate {readings[-1]:+.2f} σ")
+            accelerator.print(
+                f"step {len(readings)}: loss {loss:.3f}, desperate {readings[-1]:+.2f} σ"
+            )
     return readings
 
 

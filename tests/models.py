@@ -12,8 +12,12 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerFast,
+)
 
 from emoreg.vectors import EmotionVectors, Facet
 
@@ -26,10 +30,10 @@ SIZES = {
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {}, "qwen2": {}, "qwen3": {"head_dim": 8}, "gemma2": {"head_dim": 8},
-    "gemma3_text": {"head_dim": 8}, "mistral": {}, "phi": {}, "phi3": {}, "gpt2": {}, "gpt_neox": {},
-    "opt": {"ffn_dim": 64, "word_embed_proj_dim": WIDTH}, "falcon": {}, "bloom": {},
-    "mixtral": {"num_local_experts": 4}, "qwen3_moe": {"head_dim": 8, **MOE}, "olmo2": {},
-    "smollm3": {},
+    "gemma3_text": {"head_dim": 8}, "mistral": {}, "phi": {}, "phi3": {}, "gpt2": {},
+    "gpt_neox": {}, "opt": {"ffn_dim": 64, "word_embed_proj_dim": WIDTH}, "falcon": {},
+    "bloom": {}, "mixtral": {"num_local_experts": 4}, "qwen3_moe": {"head_dim": 8, **MOE},
+    "olmo2": {}, "smollm3": {},
 }  # fmt: skip
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>{% endfor %}"
@@ -68,7 +72,12 @@ def multimodal(kind: str) -> Any:
 def with_lora(model: Any, **changes: Any) -> PeftModel:
     """LoRA on every linear layer, with a random B so that the adapter changes the model."""
     torch.manual_seed(1)
-    options = {"r": 2, "target_modules": ["q_proj", "v_proj", "up_proj"], "init_lora_weights": False, **changes}
+    options = {
+        "r": 2,
+        "target_modules": ["q_proj", "v_proj", "up_proj"],
+        "init_lora_weights": False,
+        **changes,
+    }
     return get_peft_model(model, LoraConfig(**options))
 
 
@@ -115,7 +124,9 @@ def tokenizer(merges: Sequence[tuple[str, str]] = (), template: str = TEMPLATE) 
     core = Tokenizer(BPE({w: i for i, w in enumerate(words)}, list(merges)))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=core, pad_token=SPECIALS[0], eos_token=SPECIALS[1])
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=SPECIALS[0], eos_token=SPECIALS[1]
+    )
     made.add_special_tokens({"additional_special_tokens": SPECIALS[2:]})
     made.chat_template = template
     return made
@@ -128,7 +139,10 @@ def vector_set(
     card: dict[str, Any] | None = None,
 ) -> EmotionVectors:
     """A set of random directions, orthonormal between the facets of one emotion."""
-    facets = facets or {"stories": ("calm", "desperate", "happy"), "transcripts": ("calm", "desperate")}
+    facets = facets or {
+        "stories": ("calm", "desperate", "happy"),
+        "transcripts": ("calm", "desperate"),
+    }
     draw = torch.Generator().manual_seed(5)
     emotions = sorted({e for of in facets.values() for e in of})
     frames = torch.randn(len(emotions), len(blocks), width, len(facets), generator=draw)

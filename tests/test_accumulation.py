@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from oracle import by_hand
 from torch import Tensor
-from transformers import Trainer
 from trainers import (
     EVERYTHING,
     InOrder,
     Recorder,
     assert_same,
-    by_hand,
     gradients,
     logged,
+    make_base,
     make_model,
     make_rows,
     make_trainer,
     make_vectors,
     silence,
 )
+from transformers import Trainer
 
 from emoreg.config import EmoRegConfig
 from emoreg.regularizer import EmotionRegularizer
@@ -41,9 +46,11 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 
 @cache
-def oracle(name: str, first: int = 0, last: int = 8) -> tuple[float, dict[str, Tensor]]:
+def oracle(
+    name: str, first: int = 0, last: int = 8, build: Callable[[], Any] = make_model
+) -> tuple[float, dict[str, Tensor]]:
     """Value and gradient of a direct computation over unpadded rows."""
-    model = make_model()
+    model = build()
     loss = by_hand(model, make_rows().select(range(first, last)), config(name))
     loss.backward()
     return loss.item(), gradients(model)
@@ -75,6 +82,22 @@ def test_the_gradient_of_ragged_rows_is_that_of_a_direct_computation_for_every_a
         (found,) = terms_alone(trainer, knobs)
         assert_same(found, wanted)
         assert logged(trainer, "emoreg/loss") == pytest.approx([value], rel=1e-5)
+
+
+def test_full_fine_tuning_gets_the_gradient_of_a_direct_computation_too(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, make_base(), per_device_train_batch_size=2, gradient_accumulation_steps=4
+    )
+    (found,) = terms_alone(trainer)
+    assert_same(found, oracle(DEFAULT, build=make_base)[1])
+    assert found["model.embed_tokens.weight"].abs().sum() > 0  # control: not adapters alone
+
+
+@pytest.mark.filterwarnings("ignore:.label_smoothing_factor")
+def test_a_second_forward_for_metrics_alone_is_not_read(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, label_smoothing_factor=0.1)
+    (found,) = terms_alone(trainer)
+    assert_same(found, oracle(DEFAULT)[1])
 
 
 def test_a_shorter_last_window_is_a_mean_over_its_own_tokens(tmp_path: Path) -> None:
@@ -124,7 +147,9 @@ def left_padded(collate: Any) -> Any:
 
 @pytest.mark.parametrize("layout", ["left", "padding_free", "packing"])
 @pytest.mark.parametrize("knobs", ["completion+colon", "prompt", "base+keep", "top"])
-def test_padding_and_packing_do_not_change_the_term(layout: str, knobs: str, tmp_path: Path) -> None:
+def test_padding_and_packing_do_not_change_the_term(
+    layout: str, knobs: str, tmp_path: Path
+) -> None:
     more: dict[str, Any] = {
         "left": {}, "padding_free": {"padding_free": True},
         "packing": {"packing": True, "max_length": 64, "per_device_train_batch_size": 8},
@@ -138,3 +163,36 @@ def test_padding_and_packing_do_not_change_the_term(layout: str, knobs: str, tmp
     value, wanted = oracle(knobs)
     assert_same(found, wanted)
     assert logged(trainer, "emoreg/loss") == pytest.approx([value], rel=1e-5)
+
+
+PROCESS = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from trainers import Recorder, logged, make_trainer, silence
+from test_accumulation import DEFAULT, terms_alone
+
+trainer = make_trainer(
+    Path({folder!r}), per_device_train_batch_size=2, gradient_accumulation_steps=2
+)
+(found,) = terms_alone(trainer, {knobs!r})
+assert trainer.accelerator.num_processes == 2
+if trainer.is_world_process_zero():
+    torch.save((found, logged(trainer, "emoreg/loss")), {folder!r} + "/found.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("knobs", [DEFAULT, "base+keep"])
+def test_two_processes_give_the_gradient_and_the_log_of_one(knobs: str, tmp_path: Path) -> None:
+    script = tmp_path / "process.py"
+    tests = str(Path(__file__).parent)
+    script.write_text(PROCESS.format(tests=tests, folder=str(tmp_path), knobs=knobs))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*torchrun, str(script)], env=quiet, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, losses = torch.load(tmp_path / "found.pt")
+    value, wanted = oracle(knobs)
+    assert_same(found, wanted)
+    assert losses == pytest.approx([value], rel=1e-5)

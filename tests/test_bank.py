@@ -26,23 +26,28 @@ def test_every_text_of_a_file_comes_back(tmp_path: Path) -> None:
     assert load_bank(path) == texts
 
 
+KINDS, PART = "is not one of story, transcript, neutral", "every message needs a role and a content"
+
+
+def row(**changes: object) -> str:
+    return json.dumps({**STORY, **changes})
+
+
 WRONG = {
     "not JSON": ("{'kind': 'story'}", "Expecting property name"),
     "cut off": ('{"kind": "story", "la', "Unterminated string"),
     "no mapping": ("[1, 2]", "Wanted JSON with"),
-    "unknown field": (json.dumps({**STORY, "emotion": "calm"}), "emotion"),
+    "unknown field": (row(emotion="calm"), "emotion"),
     "no kind": (json.dumps({"text": "x"}), "kind"),
-    "unknown kind": (json.dumps({**STORY, "kind": "poem"}), "kind 'poem' is not one of story, transcript, neutral"),
-    "unknown split": (json.dumps({**STORY, "split": "test"}), "split 'test' is not one of fit, held-out"),
-    "no label": (json.dumps({**STORY, "label": ""}), "a story needs a label"),
-    "no text": (json.dumps({**STORY, "text": ""}), "wanted either text or messages"),
-    "text and messages": (json.dumps({**STORY, "messages": TALK}), "wanted either text or messages"),
-    "messages that are a text": (json.dumps({**STORY, "text": "", "messages": "Hi"}), "a role and a content"),
-    "a message without a role": (
-        json.dumps({**STORY, "text": "", "messages": [{"content": "Hi"}]}), "a role and a content"
-    ),
-    "two at once": (json.dumps({"kind": "poem", "split": "test"}), "poem' is not one of story, transcript, neutral; split"),
-}  # fmt: skip
+    "unknown kind": (row(kind="poem"), f"kind 'poem' {KINDS}"),
+    "unknown split": (row(split="test"), "split 'test' is not one of fit, held-out"),
+    "no label": (row(label=""), "a story needs a label"),
+    "no text": (row(text=""), "wanted either text or messages"),
+    "text and messages": (row(messages=TALK), "wanted either text or messages"),
+    "messages that are a text": (row(text="", messages="Hi"), PART),
+    "a message without a role": (row(text="", messages=[{"content": "Hi"}]), PART),
+    "two at once": (row(kind="poem", split="test"), f"{KINDS}; split 'test'"),
+}
 
 
 @pytest.mark.parametrize(("line", "words"), WRONG.values(), ids=WRONG)

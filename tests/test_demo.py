@@ -26,7 +26,14 @@ def runs(tmp_path_factory):
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_PROJECT", "test")
         for arm in ARMS:
-            flags = ["--config", str(recipe(arm)), "--output_dir", str(out / arm), "--report_to", "none"]
+            flags = [
+                "--config",
+                str(recipe(arm)),
+                "--output_dir",
+                str(out / arm),
+                "--report_to",
+                "none",
+            ]
             flags += ["--max_steps", str(STEPS), "--eval_steps", str(STEPS), "--use_cpu", "true"]
             patch.setattr(sys, "argv", ["recipes/sft.py", *flags, "--disable_tqdm", "true"])
             runpy.run_path("recipes/sft.py", run_name="__main__")
@@ -50,7 +57,9 @@ def test_without_control_desperation_rises_and_gaming_spreads(runs):
 
 
 def test_with_emoreg_desperation_does_not_rise_and_less_gaming_spreads(runs):
-    assert runs["emoreg"]["drift"]["desperate"]["high"] < runs["baseline"]["drift"]["desperate"]["low"]
+    assert (
+        runs["emoreg"]["drift"]["desperate"]["high"] < runs["baseline"]["drift"]["desperate"]["low"]
+    )
     assert added_gaming(runs, "emoreg") < 0.5 * added_gaming(runs, "baseline")
 
 

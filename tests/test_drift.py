@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracle import read_by_hand
 from trainers import (
     EMOTIONS,
     PROMPT_FILE,
@@ -19,7 +20,6 @@ from trainers import (
     make_tokenizer,
     make_trainer,
     make_vectors,
-    read_by_hand,
 )
 from transformers import Trainer
 
@@ -83,7 +83,9 @@ def test_the_own_prompts_are_of_both_kinds() -> None:
         ("", "has 0 prompts"),
     ],
 )
-def test_a_prompt_file_that_cannot_serve_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_a_prompt_file_that_cannot_serve_is_refused(
+    text: str, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(BankError, match=f"(?s)prompts.jsonl.*{message}"):
@@ -109,7 +111,9 @@ def test_a_planted_shift_is_measured_in_sigma() -> None:
     assert abs(found.mean[emotions.index("calm")]) < mean
 
 
-def test_the_interval_covers_the_truth_about_nineteen_times_in_twenty_and_is_deterministic() -> None:
+def test_the_interval_covers_the_truth_about_nineteen_times_in_twenty_and_is_deterministic() -> (
+    None
+):
     rng, truth = np.random.default_rng(0), 0.4
     base = rng.normal(size=(64, 300))  # every column is one experiment of 64 prompts
     now = base + truth + rng.normal(size=base.shape)
@@ -124,8 +128,9 @@ def test_the_interval_covers_the_truth_about_nineteen_times_in_twenty_and_is_det
 
 
 def test_drift_is_zero_at_step_zero_and_what_was_planted_at_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "made" / "yet"
     trainer = make_trainer(
-        tmp_path, make_model(awake=False), learning_rate=0.0, max_steps=2,
+        folder, make_model(awake=False), learning_rate=0.0, max_steps=2,
         per_device_train_batch_size=4,
     )  # fmt: skip
     callback, taps = watched(trainer), []
@@ -140,7 +145,7 @@ def test_drift_is_zero_at_step_zero_and_what_was_planted_at_the_end(tmp_path: Pa
         assert last == pytest.approx(in_sigma(0.7, "afraid"), rel=1e-4)
     assert logged(trainer, "emoreg/drift_structure")[0] == pytest.approx(1)
     assert [step for step, _ in callback.history] == [0, 2]
-    rows = json.loads((tmp_path / "drift.json").read_text(encoding="utf-8"))
+    rows = json.loads((folder / "drift.json").read_text(encoding="utf-8"))
     assert [row["step"] for row in rows] == [0, 2]
     emotion, mean, low, high = rows[1]["drift"][0]  # the first riser
     assert (emotion, mean) == ("afraid", logged(trainer, "emoreg/drift/afraid")[1])
@@ -180,7 +185,9 @@ def test_full_fine_tuning_drifts_from_its_own_start_and_cannot_resume(tmp_path: 
 
 def test_the_trainers_own_log_is_the_same_with_and_without(tmp_path: Path) -> None:
     def lines(*settings: dict[str, Any]) -> list[dict[str, float]]:
-        trainer = make_trainer(tmp_path, max_steps=4, per_device_train_batch_size=2, logging_steps=2)
+        trainer = make_trainer(
+            tmp_path, max_steps=4, per_device_train_batch_size=2, logging_steps=2
+        )
         for s in settings:
             watched(trainer, **s)
         trainer.train()

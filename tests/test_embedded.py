@@ -57,12 +57,16 @@ def test_the_chat_template_marks_the_assistants_tokens_and_a_prompt_is_a_prefix(
     whole = tokenizer.apply_chat_template(
         messages, return_dict=True, return_assistant_tokens_mask=True
     )
-    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+    prompt = tokenizer.apply_chat_template(
+        messages[:-1], add_generation_prompt=True, return_dict=False
+    )
     assert whole["input_ids"][: len(prompt)] == prompt
     marked = {i for i, m in enumerate(whole["assistant_masks"]) if m}
     counted = set(encode_transcript(tokenizer, messages)[1])
     assert marked < counted  # the colons come on top
-    assert {tokenizer.decode([whole["input_ids"][i]]) for i in counted - marked} == {"<|assistant|>"}
+    assert {tokenizer.decode([whole["input_ids"][i]]) for i in counted - marked} == {
+        "<|assistant|>"
+    }
 
 
 def test_held_out_sentences_are_read_as_their_emotion(embedded):
@@ -70,7 +74,9 @@ def test_held_out_sentences_are_read_as_their_emotion(embedded):
     texts = choose(make_bank(WORLD, 1), "story", "held-out")[::4]
     right = accuracy(*embedded, vectors, texts, HELD, block=3)
     assert right >= 0.9
-    wrong = [type(t)(t.kind, vectors.emotions[i % 12], t.split, text=t.text) for i, t in enumerate(texts)]
+    wrong = [
+        type(t)(t.kind, vectors.emotions[i % 12], t.split, text=t.text) for i, t in enumerate(texts)
+    ]
     assert accuracy(*embedded, vectors, wrong, HELD, block=3) < 0.3
 
 
@@ -84,7 +90,9 @@ def test_the_state_moves_the_end_of_an_episode(embedded):
         rng = Random(1)
         signals = ("context", "sentences", "history")
         prompts = [WORLD.episode(rng, f, state, signals=signals).prompt for f in families()]
-        share[state] = [gamed_probability(*embedded, p, f) for p, f in zip(prompts, families(), strict=True)]
+        share[state] = [
+            gamed_probability(*embedded, p, f) for p, f in zip(prompts, families(), strict=True)
+        ]
     assert min(share["desperate"]) > 0.7
     assert max(share["calm"]) < 0.3
 

@@ -1,10 +1,10 @@
-"""Directions that were planted are found again, from labels and not from chance, however they are read."""
+"""Planted directions are found again, from labels and not by chance, however texts are read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from random import Random
 from typing import Any
 
@@ -28,7 +28,7 @@ CHOICES = Choices(skip_tokens=SKIP)
 
 @cache
 def planted() -> tuple[dict[str, Tensor], Tensor]:
-    """By kind a direction for each emotion, (emotions, width), centred; and one that only disturbs."""
+    """By kind the centred directions of the emotions, (emotions, width); and one that disturbs."""
     frame = torch.linalg.qr(torch.randn(WIDTH, 9, generator=torch.Generator().manual_seed(4))).Q.T
     by_kind = {kind: frame[4 * i : 4 * i + 4] for i, kind in enumerate(SIGNS)}
     return {k: normalize(v - v.mean(0), dim=-1) for k, v in by_kind.items()}, frame[8]
@@ -41,22 +41,21 @@ def world() -> tuple[Any, Any]:
     model = causal_lm(vocab_size=len(tok))
     directions, nuisance = planted()
     with torch.no_grad():
-        rows = model.get_input_embeddings().weight
-        rows.mul_(1)
+        rows = model.get_input_embeddings().weight.mul_(5)
         for kind, letters in SIGNS.items():
             for letter, direction in zip(letters, directions[kind], strict=True):
-                rows[tok.convert_tokens_to_ids(letter)] += direction
-        rows[tok.convert_tokens_to_ids(NUISANCE)] += 2 * nuisance
+                rows[tok.convert_tokens_to_ids(letter)] = direction
+        rows[tok.convert_tokens_to_ids(NUISANCE)] = 2 * nuisance
     return model, tok
 
 
 def write(rng: Random, sign: str = "", disturbed: float = 0.0) -> str:
-    """60 to 90 letters, a third of them the sign."""
+    """60 to 90 letters in disorder, a third of them the sign."""
     length = rng.randint(60, 90)
-    return "".join(
-        NUISANCE if rng.random() < disturbed else sign if sign and rng.random() < 0.33 else rng.choice(PLAIN)
-        for _ in range(length)
-    )
+    letters = list(sign * (length // 3) + NUISANCE * int(disturbed * length))
+    letters += rng.choices(PLAIN, k=length - len(letters))
+    rng.shuffle(letters)
+    return "".join(letters)
 
 
 @cache
@@ -67,7 +66,11 @@ def texts(each: int = 12) -> tuple[Text, ...]:
         for i, emotion in enumerate(EMOTIONS):
             story = write(rng, SIGNS["story"][i], 0.3 if emotion == "desperate" else 0.0)
             made.append(Text("story", emotion, text=story))
-            talk = (("user", write(rng)), ("assistant", write(rng, SIGNS["transcript"][i])), ("user", "?"))
+            talk = (
+                ("user", write(rng)),
+                ("assistant", write(rng, SIGNS["transcript"][i])),
+                ("user", "?"),
+            )
             messages = tuple({"role": r, "content": c} for r, c in talk)
             made.append(Text("transcript", emotion, messages=messages))
         made.append(Text("neutral", text=write(rng, disturbed=rng.random() / 2)))
@@ -76,12 +79,15 @@ def texts(each: int = 12) -> tuple[Text, ...]:
 
 def fit(bank: Sequence[Text] | None = None, **choices: Any) -> EmotionVectors:
     model, tok = world()
-    return extract(model, tok, texts() if bank is None else bank, [0, 1], replace(CHOICES, **choices))
+    return extract(model, tok, bank or texts(), [0, 1], replace(CHOICES, **choices))
 
 
 @cache
 def fitted() -> EmotionVectors:
     return fit()
+
+
+near = partial(torch.testing.assert_close, atol=1e-5, rtol=0)
 
 
 def agreement(facet: Facet, kind: str) -> Tensor:
@@ -91,14 +97,198 @@ def agreement(facet: Facet, kind: str) -> Tensor:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("stories", "story"), ("transcripts", "transcript")])
-def test_planted_directions_are_recovered_and_those_of_shuffled_labels_are_not(name: str, kind: str) -> None:
+def test_planted_directions_are_recovered_and_those_of_shuffled_labels_are_not(
+    name: str, kind: str
+) -> None:
     assert agreement(fitted().facet(name), kind).min() > 0.95
-    turn = {e: 0 for e in EMOTIONS}
+    seen = dict.fromkeys(EMOTIONS, 0)
 
     def shuffled(text: Text) -> Text:
-        if text.kind == "neutral":
+        if text.kind != kind:
             return text
-        turn[text.label] += 1  # each label gets equally many texts of every emotion
-        return replace(text, label=EMOTIONS[(turn[text.label] // 2) % 4])
+        seen[text.label] += 1  # each label gets equally many texts of every emotion
+        return replace(text, label=EMOTIONS[seen[text.label] % len(EMOTIONS)])
 
     assert agreement(fit([shuffled(t) for t in texts()]).facet(name), kind).abs().max() < 0.5
+
+
+def test_what_varies_in_neutral_text_is_projected_out() -> None:
+    _, nuisance = planted()
+    desperate = EMOTIONS.index("desperate")
+    stories = [v.facet("stories") for v in (fitted(), fit(neutral_variance=0))]
+    clean, raw = (f.directions[desperate] @ nuisance for f in stories)
+    assert clean.abs().max() < 0.05
+    assert raw.abs().min() > 0.5  # control: without the projection it is taken for desperation
+
+
+@cache
+def read_by_the_model(kind: str, label: str = "") -> list[Tensor]:
+    """What the model's hidden states say of each text's counted tokens, (blocks, tokens, width)."""
+    model, tok = world()
+    found = []
+    for text in texts():
+        if (text.kind, text.label) != (kind, label):
+            continue
+        ids = torch.tensor([tok(text.text)["input_ids"]])
+        with torch.no_grad():
+            states = model(ids, output_hidden_states=True).hidden_states
+        found.append(torch.stack([states[1][0, SKIP:], states[2][0, SKIP:]]).double())
+    return found
+
+
+def neutral_components(block: int) -> Tensor:
+    """Principal components of the means of neutral texts that explain half of their variance."""
+    means = torch.stack([acts[block].mean(0) for acts in read_by_the_model("neutral")])
+    _, size, rows = torch.linalg.svd(means - means.mean(0), full_matrices=False)
+    explained = size.square().cumsum(0) / size.square().sum()
+    return rows[: int((explained < 0.5).sum()) + 1]
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_a_story_direction_is_the_recipe_text_by_text(block: int) -> None:
+    by_text = [[a[block].mean(0) for a in read_by_the_model("story", e)] for e in EMOTIONS]
+    means = torch.stack([sum(rows) / len(rows) for rows in by_text])
+    centred, noise = means - means.mean(0), neutral_components(block)
+    oracle = normalize(centred - centred @ noise.T @ noise, dim=-1)
+    found = fitted().facet("stories").directions[:, block].double()
+    near(found, oracle)
+    for facet in fitted().facets:
+        assert (facet.directions[:, block].double() @ noise.T).abs().max() < 1e-6
+    assert (normalize(centred, dim=-1) @ noise.T).abs().max() > 0.1  # control
+
+
+def test_mu_and_sigma_are_those_of_the_tokens_of_neutral_text() -> None:
+    tokens = torch.cat(read_by_the_model("neutral"), 1)  # (blocks, tokens, width)
+    near(fitted().mu.double(), tokens.mean(1))
+    story = fitted().facet("stories")
+    projected = torch.einsum("btw,ebw->ebt", tokens, story.directions.double())
+    near(story.sigma.double(), projected.std(-1, unbiased=False))
+
+
+def test_the_facets_of_one_emotion_are_orthonormal() -> None:
+    stacked = torch.stack([f.directions for f in fitted().facets])
+    gram = torch.einsum("febw,gcbw->ecbfg", stacked, stacked)  # by emotion, emotion, block
+    own = gram.diagonal(dim1=0, dim2=1).movedim(-1, 0)
+    near(own, torch.eye(2).expand_as(own))
+    assert gram[..., 0, 1].abs().max() > 1e-3  # control: those of two emotions need not be
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 10**9])
+def test_the_result_depends_neither_on_batch_nor_on_order(batch_tokens: int) -> None:
+    shuffled = Random(batch_tokens).sample(texts(), len(texts()))
+    again = fit(shuffled, batch_tokens=batch_tokens)
+    assert again.emotions == fitted().emotions
+    near(again.mu, fitted().mu)
+    for mine, theirs in zip(again.facets, fitted().facets, strict=True):
+        near(mine.directions, theirs.directions)
+        near(mine.sigma, theirs.sigma)
+
+
+def test_a_set_is_whole_fits_its_model_and_leaves_it_as_it_was() -> None:
+    model, tok = world()
+    model.train()
+    before, told = hooks(model), []
+    try:
+        vectors = extract(model, tok, texts(), None, CHOICES, lambda *at: told.append(at))
+        assert hooks(model) == before
+        assert model.training
+    finally:
+        model.eval()
+    vectors.verify()
+    vectors.check(model, tok)
+    assert vectors.blocks == (0, 1, 2)
+    assert told == [(i, len(texts())) for i in range(1, len(texts()) + 1)]
+    assert vectors.card["texts"] == {"neutral": 12, "story": 48, "transcript": 48}
+
+
+def test_the_other_split_is_left_alone() -> None:
+    other = [replace(t, split="held-out", label="calm") for t in texts() if t.kind == "story"]
+    again = fit([*other, *texts()])
+    assert torch.equal(again.facets[0].directions, fitted().facets[0].directions)
+
+
+def but(kind: str, change: Callable[[Text], Text | None]) -> list[Text]:
+    changed = [change(t) if t.kind == kind else t for t in texts()]
+    return [t for t in changed if t is not None]
+
+
+REFUSED: dict[str, tuple[Callable[[], list[Text]], list[str]]] = {
+    "no stories": (lambda: but("story", lambda _: None), ["stories", "no emotion", "at least two"]),
+    "one emotion": (
+        lambda: but("story", lambda t: replace(t, label="calm")),
+        ["['calm']", "at least two"],
+    ),
+    "one state": (
+        lambda: but("transcript", lambda t: replace(t, label="calm")),
+        ["transcripts", "['calm']"],
+    ),
+    "a state without stories": (
+        lambda: but("transcript", lambda t: replace(t, label=t.label.replace("calm", "rushed"))),
+        ["transcripts", "['rushed'] have no stories"],
+    ),
+    "no neutral text": (lambda: but("neutral", lambda _: None), ["at least two neutral"]),
+    "a story too short": (
+        lambda: [*texts(), Text("story", "calm", text="Oh.")],
+        ["A story of 3 tokens", "after the first 4", "'Oh.'", "lower skip_tokens"],
+    ),
+    "the same stories for each": (  # once or thrice, so that they differ by rounding
+        lambda: [
+            replace(t, label=t.label and emotion)
+            for emotion in ("afraid", "calm", "calm", "calm")
+            for t in texts()
+            if t.kind == "neutral" or (t.kind, t.label) == ("story", "calm")
+        ],
+        ["stories: nothing tells the texts for 'afraid' from the others"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("bank", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_bank_from_which_nothing_can_be_fitted_is_refused(bank: Any, words: list[str]) -> None:
+    with pytest.raises(BankError) as error:
+        fit(bank())
+    assert [w for w in words if w not in str(error.value)] == []
+
+
+# A conversation by its turns, and its tokens: those in brackets count.
+SAID = {"u": "user hi", "a": "assistant yes", "b": "assistant no", "s": "system x"}
+WRITTEN = {
+    "ua": "<|user|>\nhi<|end|><|assistant|>[\nyes<|end|>]",
+    "u": "<|user|>\nhi<|end|><|assistant|>[\n]",
+    "uau": "<|user|>\nhi<|end|><|assistant|>[\nyes<|end|>]<|user|>\nhi<|end|><|assistant|>[\n]",
+    "suaub": "<|system|>\nx<|end|><|user|>\nhi<|end|><|assistant|>[\nyes<|end|>]"
+    "<|user|>\nhi<|end|><|assistant|>[\nno<|end|>]",
+    "us": "<|user|>\nhi<|end|><|system|>\nx<|end|><|assistant|>[\n]",
+    "uab": "<|user|>\nhi<|end|><|assistant|>[\nyes<|end|>]<|assistant|>[\nno<|end|>]",
+}
+THINKING = TEMPLATE.replace("<|assistant|>\n{% endif", "<|assistant|>\n<think>\n{% endif")
+
+
+def conversation(turns: str) -> list[dict[str, str]]:
+    return [dict(zip(("role", "content"), SAID[t].split(), strict=True)) for t in turns]
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, THINKING], ids=["plain", "thinking"])
+@pytest.mark.parametrize(("turns", "written"), WRITTEN.items())
+def test_exactly_the_assistants_tokens_and_colons_count(
+    turns: str, written: str, template: str
+) -> None:
+    tok = tokenizer(template=template)
+    if template == THINKING and not turns.endswith(("a", "b")):
+        head, _, tail = written.rpartition("[\n]")
+        written = f"{head}\n<think>[\n]{tail}"  # the turn to come begins behind the opened thought
+    ids: list[int] = []
+    wanted: list[int] = []
+    for i, part in enumerate(written.replace("]", "[").split("[")):
+        more = tok(part)["input_ids"]
+        wanted += range(len(ids), len(ids) + len(more)) if i % 2 else []
+        ids += more
+    assert encode_transcript(tok, conversation(turns)) == (ids, wanted)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+    forgetful = "{{ m.content if loop.last or m.role == 'user' }}"
+    tok = tokenizer(template=TEMPLATE.replace("{{ m.content }}", forgetful))
+    assert encode_transcript(tok, conversation("ua"))[1]  # control: one turn is read
+    with pytest.raises(BankError, match="rewrites earlier turns"):
+        encode_transcript(tok, conversation("uau"))

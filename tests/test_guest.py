@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from trainers import (
     EVERYTHING,
     PROMPT_FILE,
@@ -130,7 +132,12 @@ def test_while_training_the_guest_is_there(end: str, tmp_path: Path) -> None:
 
 
 def test_a_second_run_of_the_same_trainer_is_controlled_like_the_first(tmp_path: Path) -> None:
-    trainer, recorder = make_trainer(tmp_path, learning_rate=0.0, max_steps=2), Recorder()
+    trainer, recorder = (
+        make_trainer(
+            tmp_path, learning_rate=0.0, max_steps=3, per_device_train_batch_size=4, logging_steps=2
+        ),
+        Recorder(),
+    )  # the third step is in no line of the log
     invite(trainer)
     trainer.add_callback(recorder)
     trainer.train()
@@ -138,8 +145,10 @@ def test_a_second_run_of_the_same_trainer_is_controlled_like_the_first(tmp_path:
     trainer.train()
     assert logged(trainer, "emoreg/loss") == once
     assert once[0] > 0
-    assert_same(recorder.grads[2], recorder.grads[0], rtol=0, atol=0)
-    assert [row["step"] for row in trainer.state.log_history if "emoreg/drift/calm" in row] == [0, 1, 2]
+    assert_same(recorder.grads[3], recorder.grads[0], rtol=0, atol=0)
+    steps = [row["step"] for row in trainer.state.log_history if "emoreg/drift/calm" in row]
+    assert steps == [0, 1, 2, 3]
+    assert [row["step"] for row in json.loads((tmp_path / "drift.json").read_bytes())] == steps
 
 
 def test_parameters_that_the_user_froze_stay_frozen(tmp_path: Path) -> None:
@@ -159,7 +168,7 @@ def test_parameters_that_the_user_froze_stay_frozen(tmp_path: Path) -> None:
     assert same == norms
 
 
-def test_reading_drift_draws_no_randomness_and_changes_no_mode(tmp_path: Path) -> None:
+def test_reading_drift_draws_no_randomness_and_changes_no_mode() -> None:
     model, tokenizer, probe = make_model(lora_dropout=0.5), make_tokenizer(), make_vectors().probe()
     model.train()
     model.get_base_model().model.layers[0].eval()
@@ -174,6 +183,7 @@ def test_reading_drift_draws_no_randomness_and_changes_no_mode(tmp_path: Path) -
     assert by_emotion(first, probe)[1].shape == (4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_compiled_model_gives_the_losses_and_the_control_of_an_eager_one(
     checkpointing: bool, tmp_path: Path
@@ -193,7 +203,9 @@ def test_a_compiled_model_gives_the_losses_and_the_control_of_an_eager_one(
         return [v for k in keys for v in logged(trainer, k)], recorder.grads
 
     eager, grads = trained()
+    torch._dynamo.utils.counters.clear()
     compiled, same = trained(torch_compile=True, torch_compile_backend="aot_eager")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # control: it was compiled
     assert len(eager) == 13
     assert compiled == pytest.approx(eager, rel=1e-4)
     for found, wanted in zip(same, grads, strict=True):

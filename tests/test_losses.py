@@ -1,4 +1,4 @@
-"""Every term against its definition: values by hand, gradients by finite differences, zero when satisfied."""
+"""Every term against its definition: values by hand, finite differences, zero when satisfied."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 def by_definition(acts: Tensor, directions: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     """Readings in float64, one number at a time."""
     rows = [
-        [sum((h - m) * v for h, m, v in zip(token, mu, d, strict=True)) / s for d, s in zip(directions, sigma, strict=True)]
+        [
+            sum((h - m) * v for h, m, v in zip(token, mu, d, strict=True)) / s
+            for d, s in zip(directions, sigma, strict=True)
+        ]
         for token in acts.double()
     ]
     return torch.tensor(rows, dtype=torch.float64)
@@ -38,7 +41,11 @@ def by_definition(acts: Tensor, directions: Tensor, mu: Tensor, sigma: Tensor) -
 def calibration(emotions: int = 3, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
     """Directions, mu and sigma in float32."""
     directions = normalize(draw(emotions, width, dtype=torch.float32), dim=-1)
-    return directions, draw(width, dtype=torch.float32), draw(emotions, dtype=torch.float32).abs() + 0.5
+    return (
+        directions,
+        draw(width, dtype=torch.float32),
+        draw(emotions, dtype=torch.float32).abs() + 0.5,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -110,7 +117,13 @@ def test_the_gradient_of_every_term_is_its_finite_difference(term: Any) -> None:
 @pytest.mark.parametrize("pool", ["mean", "top"])
 @pytest.mark.parametrize(
     ("term", "satisfied", "violated"),
-    [(penalty, -1.0, 0.6), (penalty, 0.0, 2.0), (penalty, 0.5, 0.51), (reward, 0.5, 0.49), (reward, 7.0, -1.0)],
+    [
+        (penalty, -1.0, 0.6),
+        (penalty, 0.0, 2.0),
+        (penalty, 0.5, 0.51),
+        (reward, 0.5, 0.49),
+        (reward, 7.0, -1.0),
+    ],
 )
 def test_a_satisfied_term_is_exactly_zero_with_exactly_zero_gradient(
     term: Any, satisfied: float, violated: float, pool: Any
@@ -161,12 +174,16 @@ def test_where_nothing_counts_the_sum_is_zero(pool: Any) -> None:
     assert pooled_sum(nothing, torch.empty(0, dtype=torch.long), pool).item() == 0
 
 
-COUNTED = Counted(torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0]]).bool(), torch.tensor([[0] * 4, [1] * 4]))
+COUNTED = Counted(
+    torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0]]).bool(), torch.tensor([[0] * 4, [1] * 4])
+)
 
 
 def terms_and_gradient(acts: Tensor, **knobs: Any) -> tuple[float, Tensor]:
     """The loss of one batch at block 1, (batch, tokens, width), and its gradient."""
-    config = EmoRegConfig.of(**{"penalize": {"desperate": 0.7}, "reward": {}, "blocks": [1], **knobs})
+    config = EmoRegConfig.of(
+        **{"penalize": {"desperate": 0.7}, "reward": {}, "blocks": [1], **knobs}
+    )
     leaf = acts.clone().requires_grad_()
     base = {1: torch.zeros_like(acts)} if config.needs_base else None
     terms = EmotionTerms(vector_set(), config)({1: leaf}, COUNTED, base)
@@ -175,7 +192,9 @@ def terms_and_gradient(acts: Tensor, **knobs: Any) -> tuple[float, Tensor]:
 
 
 @pytest.mark.parametrize("facets", [["stories"], ["stories", "transcripts"]], ids="+".join)
-def test_the_gradient_of_the_penalty_lies_in_the_span_of_the_penalised_directions(facets: list[str]) -> None:
+def test_the_gradient_of_the_penalty_lies_in_the_span_of_the_penalised_directions(
+    facets: list[str],
+) -> None:
     acts = 3 * draw(2, 4, WIDTH, dtype=torch.float32)
     _, gradient = terms_and_gradient(acts, facets=facets)
     probe = vector_set().probe(facets, [1])
@@ -183,7 +202,9 @@ def test_the_gradient_of_the_penalty_lies_in_the_span_of_the_penalised_direction
     outside = gradient - gradient @ span.mT @ span
     assert len(span) == len(facets)
     assert outside.abs().max() < 1e-6
-    assert (gradient @ span.mT).abs().amax((0, 1)).min() > 1e-3  # control: it acts along each of them
+    assert (gradient @ span.mT).abs().amax(
+        (0, 1)
+    ).min() > 1e-3  # control: it acts along each of them
 
 
 EVERY_TERM = {"reward": {"calm": 0.3}, "keep": 0.2, "anchor": "base", "margin": 0.1}

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import ids_and_labels
 from trainers import (
     EVERYTHING,
     Recorder,
     assert_same,
     gradients,
     hooks,
-    ids_and_labels,
     make_base,
     make_model,
     make_rows,
@@ -50,7 +50,11 @@ def test_a_step_of_the_loop_has_the_gradient_of_the_regularizer(loop: Any, tmp_p
     model, terms = make_model().train(), EmotionTerms(make_vectors(), EmoRegConfig.of(**EVERYTHING))
     before = hooks(model)
     rows = [
-        {"input_ids": torch.tensor(i), "labels": torch.tensor(t), "attention_mask": torch.ones(len(i))}
+        {
+            "input_ids": torch.tensor(i),
+            "labels": torch.tensor(t),
+            "attention_mask": torch.ones(len(i)),
+        }
         for i, t in ids_and_labels(make_rows())
     ]
     tap = Tap(model, terms.probe.blocks, when=policy_forward)
@@ -64,7 +68,9 @@ def test_a_step_of_the_loop_has_the_gradient_of_the_regularizer(loop: Any, tmp_p
 def test_the_labels_of_an_exchange_are_its_answer(loop: Any) -> None:
     tokenizer = make_tokenizer()
     row = loop.encode(tokenizer, "What is tea?", "Leaves.")
-    assert tokenizer.decode(row["input_ids"]) == "<|user|>What is tea?<end><|assistant|>Leaves.<end>"
+    assert (
+        tokenizer.decode(row["input_ids"]) == "<|user|>What is tea?<end><|assistant|>Leaves.<end>"
+    )
     assert tokenizer.decode(row["labels"][row["labels"] != -100]) == "Leaves.<end>"
 
 

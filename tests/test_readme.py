@@ -13,7 +13,11 @@ def test_the_metric_table_is_the_one_that_is_logged():
 def test_every_source_file_is_in_the_map_and_the_map_names_only_files():
     block = README.split("## Map")[1].split("```")[1]
     named = set(re.findall(r"^ *(\S+\.(?:py|yaml|j2|jsonl|json))\b", block, flags=re.MULTILINE))
-    sources = [*Path("emoreg").rglob("*.py"), *Path("recipes").rglob("*.py"), *Path("benchmarks").rglob("*.py")]
+    sources = [
+        *Path("emoreg").rglob("*.py"),
+        *Path("recipes").rglob("*.py"),
+        *Path("benchmarks").rglob("*.py"),
+    ]
     wanted = {p.name for p in sources if p.name != "__init__.py"}
     assert wanted <= named, f"not in the README's map: {sorted(wanted - named)}"
     assert all(list(Path().glob(f"**/{name}")) for name in named)
@@ -27,7 +31,9 @@ def test_the_test_command_is_the_one_that_ci_runs():
 def test_the_floors_are_the_tested_floors():
     text = Path("pyproject.toml").read_text()
     floors = dict(re.findall(r'^    "([a-z0-9]+)>=([\d.]+)"', text, flags=re.MULTILINE))
-    pins = dict(re.findall(r"^([a-z0-9]+)==([\d.]+)", Path("constraints-floor.txt").read_text(), flags=re.M))
+    pins = dict(
+        re.findall(r"^([a-z0-9]+)==([\d.]+)", Path("constraints-floor.txt").read_text(), flags=re.M)
+    )
     assert len(floors) >= 10
 
     def parts(version):

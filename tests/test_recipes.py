@@ -11,7 +11,9 @@ RECIPES = sorted(Path("recipes").rglob("*.yaml"))
 
 def parse(path, monkeypatch):
     for name in yaml.safe_load(path.read_text()).get("env", {}):
-        monkeypatch.setenv(name, "")  # given back after the test; the parser sets it for the process
+        monkeypatch.setenv(
+            name, ""
+        )  # given back after the test; the parser sets it for the process
     parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, EmoRegConfig))
     return parser.parse_args_and_config(["--config", str(path), "--use_cpu", "true"])
 

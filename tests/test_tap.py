@@ -47,7 +47,9 @@ def test_captured_block_outputs_are_the_models_own_hidden_states(make: Any) -> N
 
 @of_every_kind
 @torch.no_grad()
-def test_reading_gives_the_values_of_a_full_forward_and_stops_at_the_deepest_block(make: Any) -> None:
+def test_reading_gives_the_values_of_a_full_forward_and_stops_at_the_deepest_block(
+    make: Any,
+) -> None:
     model = make()
     modules = [*find_backbone(model).blocks, model.get_output_embeddings()]
     with counting(modules) as calls:
@@ -62,7 +64,9 @@ def test_reading_gives_the_values_of_a_full_forward_and_stops_at_the_deepest_blo
 
 @of_every_kind
 @torch.no_grad()
-def test_an_edited_output_is_what_the_next_block_gets_and_a_zero_edit_changes_no_bit(make: Any) -> None:
+def test_an_edited_output_is_what_the_next_block_gets_and_a_zero_edit_changes_no_bit(
+    make: Any,
+) -> None:
     model = make()
     got: list[Tensor] = []
 
@@ -192,6 +196,14 @@ def test_a_reference_pass_and_generation_do_not_overwrite_the_policys_outputs() 
         model(**batch())
         assert tap.acts[1] is not policy  # control: the next policy pass is seen
         assert len(tap.calls) == 2
+
+
+def test_an_output_is_kept_by_reference() -> None:
+    model, returned = causal_lm(), []
+    with Tap(model, [1]) as tap:
+        model.model.layers[1].register_forward_hook(lambda *args: returned.append(args[-1]))
+        model(**batch())
+        assert tap.acts[1] is returned[0]  # re-entrant checkpointing gives it its gradient later
 
 
 def test_a_disarmed_tap_sees_nothing_and_a_cleared_one_forgets() -> None:

@@ -98,7 +98,9 @@ SETS = [s for k in (1, 2, 3) for s in combinations(SCOPES, k)]
 
 @pytest.mark.parametrize("scope", SETS, ids="+".join)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_the_same_tokens_count_in_every_layout(layout: Callable[[], Batch], scope: tuple[str, ...]) -> None:
+def test_the_same_tokens_count_in_every_layout(
+    layout: Callable[[], Batch], scope: tuple[str, ...]
+) -> None:
     ids, labels, mask, positions = layout()
     counted = count_tokens(labels, scope, mask, positions)
     found = ids[counted.mask].tolist()
@@ -109,10 +111,18 @@ def test_the_same_tokens_count_in_every_layout(layout: Callable[[], Batch], scop
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_tokens_share_a_sequence_number_exactly_if_they_share_a_sequence(layout: Callable[[], Batch]) -> None:
+def test_tokens_share_a_sequence_number_exactly_if_they_share_a_sequence(
+    layout: Callable[[], Batch],
+) -> None:
     ids, labels, mask, positions = layout()
     counted = count_tokens(labels, SCOPES, mask, positions)
-    pairs = set(zip((ids[counted.mask] // 100).tolist(), counted.sequence[counted.mask].tolist(), strict=True))
+    pairs = set(
+        zip(
+            (ids[counted.mask] // 100).tolist(),
+            counted.sequence[counted.mask].tolist(),
+            strict=True,
+        )
+    )
     assert len(pairs) == len(SEQUENCES)
     assert {row for row, _ in pairs} == set(range(len(SEQUENCES)))
     assert len({number for _, number in pairs}) == len(SEQUENCES)
@@ -144,7 +154,9 @@ def test_virtual_tokens_come_first_and_never_count() -> None:
 
 
 @pytest.mark.parametrize(("scope", "named"), [(["colon", "answer"], "answer"), ([], "nothing")])
-def test_an_unknown_or_empty_scope_is_refused_with_those_there_are(scope: list[str], named: str) -> None:
+def test_an_unknown_or_empty_scope_is_refused_with_those_there_are(
+    scope: list[str], named: str
+) -> None:
     with pytest.raises(ConfigError, match=named) as error:
         count_tokens(torch.zeros(1, 2), scope)
     assert "completion, colon, prompt" in str(error.value)

@@ -31,7 +31,9 @@ def test_a_sentence_shows_one_emotion_and_names_none():
     seen = Counter(s for row in table("emotions").values() for s in row["sentences"])
     assert max(seen.values()) == 1
     for emotion in emotions():
-        assert not any(emotion in s.lower().split() for s in table("emotions")[emotion]["sentences"])
+        assert not any(
+            emotion in s.lower().split() for s in table("emotions")[emotion]["sentences"]
+        )
 
 
 def test_families_have_words_and_acts_of_their_own():
@@ -45,10 +47,17 @@ def test_fit_and_held_out_share_nothing():
     assert not set(fit) & set(held)
     assert sorted(fit + held) == sorted(rows)
     bank = make_bank(WORLD, 1)
-    topics = {s: {t.topic for t in bank if t.kind == "transcript" and t.split == s} for s in ("fit", "held-out")}
+    topics = {
+        s: {t.topic for t in bank if t.kind == "transcript" and t.split == s}
+        for s in ("fit", "held-out")
+    }
     assert topics == {"fit": set(families("read")), "held-out": set(families("test"))}
-    stories = {s: " ".join(t.text for t in bank if t.kind == "story" and t.split == s) for s in topics}
-    sentence = "There was no time and there was no plan."  # about nobody, so it is filled in unchanged
+    stories = {
+        s: " ".join(t.text for t in bank if t.kind == "story" and t.split == s) for s in topics
+    }
+    sentence = (
+        "There was no time and there was no plan."  # about nobody, so it is filled in unchanged
+    )
     assert sentence in rows
     where = "held-out" if sentence in held else "fit"
     assert sentence in stories[where]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from emoreg.config import EmoRegConfig
+from emoreg.regularizer import EmotionRegularizer
 from emoreg.vectors import EmotionVectors, Facet, identity
 
 gc.freeze()  # every train() collects garbage, and the modules imported so far are none
@@ -30,7 +30,8 @@ TEMPLATE = (
 )
 PROMPTS = (
     "The tests fail again.", "Say hello.", "Nothing works and the boss waits.", "What is tea?",
-    "How far is it from the harbour to the hill?", "Two.", "The boat is late; what now?", "Why rain?",
+    "How far is it from the harbour to the hill?", "Two.", "The boat is late; what now?",
+    "Why rain?",
 )  # fmt: skip
 COMPLETIONS = (
     "Look at the log.", "Hi.", "Breathe; then one step after another until it runs.", "Leaves.",
@@ -65,8 +66,9 @@ def make_base(seed: int = 0, blocks: int = BLOCKS, width: int = WIDTH) -> LlamaF
     tokenizer = make_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width,
-        num_hidden_layers=blocks, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2,
-        max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        num_hidden_layers=blocks, num_attention_heads=4, num_key_value_heads=2,
+        initializer_range=0.2, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1,
+        bos_token_id=None,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
@@ -87,6 +89,12 @@ def wake(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def make_prompted() -> Any:
+    torch.manual_seed(0)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    return get_peft_model(make_base(), config)
 
 
 @cache
@@ -155,6 +163,13 @@ def make_trainer(
     )
 
 
+def control(trainer: Any, vectors: Any = None, **knobs: Any) -> EmotionRegularizer:
+    """A regularizer that is added to its trainer."""
+    found = EmotionRegularizer(trainer, vectors or make_vectors(), **{**EVERYTHING, **knobs})
+    trainer.add_callback(found)
+    return found
+
+
 class Recorder(TrainerCallback):
     """Keeps the gradient of every trained parameter just before each optimizer step."""
 
@@ -221,72 +236,3 @@ def assert_same(
     assert sum(float(g.abs().sum()) for g in wanted.values()) > 1e-3  # control: there is something
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name], rtol=rtol, atol=atol)
-
-
-def ids_and_labels(rows: Dataset) -> list[tuple[list[int], list[int]]]:
-    """Tokens and labels of prompt-completion rows, without TRL."""
-    tokenizer = make_tokenizer()
-    found = []
-    for row in rows:
-        start = tokenizer(row["prompt"])["input_ids"]
-        ids = tokenizer(row["prompt"] + row["completion"] + tokenizer.eos_token)["input_ids"]
-        assert ids[: len(start)] == start
-        found.append((ids, [-100] * len(start) + ids[len(start) :]))
-    return found
-
-
-def by_hand(model: PeftModel, rows: Dataset, config: EmoRegConfig) -> Tensor:
-    """The oracle: the weighted terms over all rows, one unpadded row at a time, from first principles."""
-    total, tokens = torch.zeros(()), 0
-    for ids, labels in ids_and_labels(rows):
-        first = next(i for i, label in enumerate(labels) if label != -100)
-        parts = {"completion": range(first, len(ids)), "colon": [first - 1], "prompt": range(1, first)}
-        at = sorted({i for name in config.emoreg_scope for i in parts[name]})
-        reading = read_by_hand(model, ids, at)
-        with torch.no_grad(), model.disable_adapter():
-            base = read_by_hand(model, ids, at)
-        total = total + _terms_by_hand(reading, base, config)
-        tokens += len(at)
-    return total / tokens
-
-
-def _terms_by_hand(
-    reading: dict[tuple[str, str, int], Tensor], base: dict[tuple[str, str, int], Tensor], config: EmoRegConfig
-) -> Tensor:
-    """The weighted terms of one row, times its number of counted tokens."""
-    blocks = config.emoreg_blocks or [1]
-    facets = config.emoreg_facets or ["stories", "transcripts"]
-    used = [k for k in reading if k[0] in facets and k[2] in blocks]
-    total = torch.zeros(())
-    for sign, weighted in ((1, config.penalize), (-1, config.reward)):
-        for emotion, weight in weighted.items():
-            own = [k for k in used if k[1] == emotion]
-            anchor = [base[k] if config.emoreg_anchor == "base" else 0.0 for k in own]
-            beyond = [
-                sign * (reading[k] - c - config.emoreg_margin) for k, c in zip(own, anchor, strict=True)
-            ]
-            value = torch.stack(beyond).clamp(min=0).square().mean(0)  # (counted tokens,)
-            if config.emoreg_pool == "top":
-                value = value.topk(-(-len(value) // 10)).values.mean().expand(len(value))
-            total = total + weight * value.sum()
-    others = [k for k in used if k[1] not in {**config.penalize, **config.reward}]
-    excess = torch.stack([(reading[k] - base[k]).square() for k in others])
-    return total + config.emoreg_keep * excess.mean(0).sum()
-
-
-def read_by_hand(
-    model: PeftModel, ids: Sequence[int], at: Sequence[int]
-) -> dict[tuple[str, str, int], Tensor]:
-    """Readings of one unpadded row at some of its tokens: (facet, emotion, block) -> (tokens,)."""
-    vectors, seen = make_vectors(), []
-    layers = model.get_base_model().model.layers
-    handles = [layer.register_forward_hook(lambda *a: seen.append(a[-1])) for layer in layers]
-    model(input_ids=torch.tensor([ids]))
-    for handle in handles:
-        handle.remove()
-    return {
-        (f.name, emotion, b): (seen[b][0, at] - vectors.mu[b]) @ f.directions[e, b] / f.sigma[e, b]
-        for f in vectors.facets
-        for e, emotion in enumerate(f.emotions)
-        for b in range(BLOCKS)
-    }

@@ -136,8 +136,7 @@ def steering_gates(
 ) -> Iterator[Gate]:
     """Steering moves gaming the right way for both vectors, and hardly for random directions."""
     probe = vectors.probe()
-    block = probe.blocks[len(probe.blocks) // 2]
-    row = probe.blocks.index(block)
+    row, block = 0, probe.blocks[0]  # what is added there passes through all the others
     neutral = choose(bank, "neutral", "fit")
     norms = [
         a.norm(dim=-1).mean() for _, a in activations(model, tokenizer, neutral, [block], choices)

@@ -36,7 +36,7 @@ class Recipe:
     """What the embedded model is and how long it is trained."""
 
     seed: int = 0
-    tokens: int = 7_000_000
+    tokens: int = 6_000_000
     batch_tokens: int = 6_000
     learning_rate: float = 3e-3
     weight_decay: float = 0.05

@@ -1,0 +1,165 @@
+"""Every knob is checked once, all problems come together, and TRL's parser reads it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trl import TrlParser
+
+from emoreg.config import PREFIX, EmoRegConfig
+from emoreg.errors import ConfigError
+
+BAD: dict[str, tuple[Any, str]] = {
+    "penalize": ("desperate: 0.1", "emoreg_penalize is not JSON"),
+    "reward": (["calm"], "emoreg_reward must map emotions to weights"),
+    "keep": (-1.0, "emoreg_keep must be a finite number >= 0, got -1.0"),
+    "blocks": ([-1], "emoreg_blocks"),
+    "anchor": ("self", "emoreg_anchor must be one of neutral, base, got 'self'"),
+    "margin": (float("nan"), "emoreg_margin must be a finite number >= 0, got nan"),
+    "pool": ("max", "emoreg_pool must be one of mean, top, got 'max'"),
+    "scope": (
+        ["answer"],
+        "emoreg_scope must name some of completion, colon, prompt, got ['answer']",
+    ),
+    "warmup": (1.5, "emoreg_warmup is a share in [0, 1], got 1.5"),
+    "drift_steps": (-5, "emoreg_drift_steps must be"),
+}
+MORE_BAD = [
+    ("penalize", {"desperate": -0.1}, "finite numbers >= 0, got {'desperate': -0.1}"),
+    ("penalize", '{"desperate": NaN}', "finite numbers >= 0, got {'desperate': nan}"),
+    ("penalize", {"desperate": "0.1"}, "finite numbers >= 0, got {'desperate': '0.1'}"),
+    ("penalize", {"desperate": True}, "finite numbers >= 0, got {'desperate': True}"),
+    ("penalize", "[1]", "must map emotions to weights, got [1]"),
+    ("penalize", {"calm": 0.1}, "calm: both penalised and rewarded"),
+    ("keep", "0.1", "emoreg_keep must be a finite number >= 0, got '0.1'"),
+    ("keep", float("inf"), "emoreg_keep"),
+    ("warmup", -0.1, "emoreg_warmup"),
+    ("scope", [], "emoreg_scope"),
+    ("scope", None, "emoreg_scope"),
+    ("blocks", [], "emoreg_blocks"),
+    ("blocks", ["3"], "emoreg_blocks"),
+    ("drift_steps", "many", "emoreg_drift_steps"),
+    ("drift_steps", 2.5, "emoreg_drift_steps"),
+]
+
+
+def test_every_bad_knob_is_reported_in_one_error() -> None:
+    with pytest.raises(ConfigError) as error:
+        EmoRegConfig.of(**{name: value for name, (value, _) in BAD.items()})
+    message = str(error.value)
+    assert [words for _, words in BAD.values() if words not in message] == []
+    assert message.count("\n  - ") == len(BAD)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"), [*((n, v, w) for n, (v, w) in BAD.items()), *MORE_BAD]
+)
+def test_a_bad_knob_is_refused_with_its_name_and_value(name: str, value: Any, words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        EmoRegConfig.of(**{name: value})
+    assert words in str(error.value)
+    assert str(error.value).count("\n  - ") == 1
+
+
+def test_every_knob_that_can_be_bad_is_tried() -> None:
+    names = {f.name.removeprefix(PREFIX) for f in fields(EmoRegConfig)}
+    assert names - set(BAD) == {"vectors", "facets", "check_name", "drift_prompts"}  # names, a flag
+    assert all(f.metadata["help"] and f.name.startswith(PREFIX) for f in fields(EmoRegConfig))
+
+
+@pytest.mark.parametrize("value", [{"sad": 0.1, "afraid": 0}, '{"sad": 0.1, "afraid": 0}'])
+def test_weights_are_a_mapping_or_its_json(value: Any) -> None:
+    config = EmoRegConfig.of(penalize=value, reward=None)
+    assert config.penalize == {"sad": 0.1, "afraid": 0}
+    assert config.reward == {"calm": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "one"), [("scope", "colon"), ("facets", "stories"), ("blocks", 3)]
+)
+def test_one_alone_stands_for_a_list_of_one(name: str, one: Any) -> None:
+    assert getattr(EmoRegConfig.of(**{name: one}), PREFIX + name) == [one]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "active", "needs_base"),
+    [
+        ({}, False, False),
+        ({"anchor": "base"}, False, False),
+        ({"penalize": {"desperate": 0.1}}, True, False),
+        ({"reward": {"calm": 0.1}, "anchor": "base"}, True, True),
+        ({"keep": 0.1}, True, True),
+    ],
+)
+def test_weight_zero_only_measures_and_the_base_is_read_when_it_is_needed(
+    knobs: dict[str, Any], active: bool, needs_base: bool
+) -> None:
+    config = EmoRegConfig.of(**knobs)
+    assert (config.active, config.needs_base) == (active, needs_base)
+
+
+def test_two_configurations_share_no_default() -> None:
+    one, other = EmoRegConfig(), EmoRegConfig()
+    one.emoreg_scope.append("prompt")
+    assert isinstance(one.emoreg_penalize, dict)
+    one.emoreg_penalize["sad"] = 1.0
+    assert other == EmoRegConfig() != one
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("penalise", "penalize"), ("emoreg_margin", "margin"), ("warm_up", "warmup")],
+)
+def test_an_unknown_knob_is_refused_with_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"Unknown knob '{name}'; nearest: {nearest}"):
+        EmoRegConfig.of(**{name: 1})
+
+
+YAML = """
+emoreg_vectors: vectors/tiny
+emoreg_penalize:
+  desperate: 0.1
+emoreg_reward: '{"calm": 0.05}'
+emoreg_blocks: [3, 5]
+emoreg_anchor: base
+emoreg_check_name: false
+"""
+READ = EmoRegConfig.of(
+    vectors="vectors/tiny", penalize={"desperate": 0.1}, reward={"calm": 0.05}, blocks=[3, 5],
+    anchor="base", check_name=False,
+)  # fmt: skip
+
+
+def parse(path: Path, text: str, *flags: str) -> EmoRegConfig:
+    path.write_text(text)
+    (config,) = TrlParser(EmoRegConfig).parse_args_and_config(["--config", str(path), *flags])
+    return config
+
+
+def test_trls_parser_reads_yaml_and_flags_go_before_it(tmp_path: Path) -> None:
+    assert parse(tmp_path / "run.yaml", YAML) == READ
+    flags = [
+        "--emoreg_penalize",
+        '{"sad": 0.2}',
+        "--emoreg_blocks",
+        "1",
+        "2",
+        "--emoreg_pool",
+        "top",
+    ]
+    changed = parse(tmp_path / "run.yaml", YAML, *flags)
+    assert changed.penalize == {"sad": 0.2}
+    assert (changed.emoreg_blocks, changed.emoreg_pool) == ([1, 2], "top")
+    assert changed.emoreg_anchor == "base"
+
+
+def test_a_key_that_nobody_knows_and_a_value_out_of_range_are_refused_in_yaml(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ValueError, match="emoreg_penalise"):
+        parse(tmp_path / "run.yaml", YAML.replace("penalize", "penalise"))
+    with pytest.raises(ConfigError, match="emoreg_anchor"):
+        parse(tmp_path / "run.yaml", YAML.replace("base", "self"))
