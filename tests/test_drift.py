@@ -59,6 +59,11 @@ def test_the_colon_is_read_alike_in_any_batch_and_order_and_by_hand() -> None:
         np.testing.assert_allclose(found, together, atol=1e-5)
     turned = colon_readings(model, tokenizer, prompts[::-1], probe, batch_size=3)
     np.testing.assert_allclose(turned[::-1], together, atol=1e-5)
+    emotions, means = by_emotion(together, probe)
+    for emotion in EMOTIONS:  # the mean of its facets
+        rows = [i for i, row in enumerate(probe.rows) if row[1] == emotion]
+        wanted = together[:, rows].sum(1) / len(rows)
+        np.testing.assert_allclose(means[:, emotions.index(emotion)], wanted)
     for prompt, found in zip(prompts, together, strict=True):
         text = f"<|user|>{prompt.messages[0]['content']}<end><|assistant|>"
         ids = tokenizer(text)["input_ids"]

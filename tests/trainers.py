@@ -120,7 +120,8 @@ def make_vectors(emotions: tuple[str, ...] = EMOTIONS) -> EmotionVectors:
         Facet("transcripts", tuple(some), second, scales(len(some))),
     )
     mu = 0.1 * torch.randn(BLOCKS, WIDTH, generator=generator)
-    card = {"model": identity(make_base(), make_tokenizer()), "suggested_blocks": [1]}
+    with torch.random.fork_rng(devices=[]):  # the caller may have seeded its own
+        card = {"model": identity(make_base(), make_tokenizer()), "suggested_blocks": [1]}
     return EmotionVectors(facets, blocks, mu, card)
 
 
