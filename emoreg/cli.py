@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from emoreg.errors import EmoregError
+
+WIDTH = 124  # of the demo's tables
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,6 +41,7 @@ def run_demo(flags: argparse.Namespace) -> None:
     from emoreg.demo import run
 
     console = Console(highlight=False)
+    console.width = max(console.width, WIDTH)
     summary = run(flags.out, console.print, flags.seed)
     console.print()
     for table in tables(summary):
@@ -67,52 +71,49 @@ def tables(summary: dict[str, Any]) -> list[Table]:
     """The demo's two tables: what the runs did, and the drift of every emotion."""
     from emoreg.demo import ARMS
 
-    arms = {name: summary[name] for name in ARMS}
-    base = summary["base"]
-    what = Table(title="Three runs from the same start, same data, same seed")
-    for name in ("", "base", *(a["title"] for a in arms.values())):
-        what.add_column(name, justify="right" if name else "left")
+    base, every = summary["base"], [summary[name] for name in ARMS]
+    titles = [arm["title"] for arm in every]
+    desperate = [arm["reading"]["desperate"] for arm in every]
+    before = f"{desperate[0]['base']:+.2f}"
+    seconds = [f"{a['step_seconds']:.2f} ± {a['step_seconds_spread']:.2f}" for a in every]
+    own = [f"{r['penalised']:+.2f} (base {r['base_penalised']:+.2f})" for r in desperate]
+    rows = [
+        ("task loss, nats", loss(base), *map(loss, every)),
+        ("success: gamed share, families trained on", share(base), *map(share, every)),
+        ("gamed share, families only tested [95 %]", outside(base), *map(outside, every)),
+        ("desperate, its own penalised directions, σ", "", *own),
+        (
+            "desperate, held-out directions, σ",
+            before,
+            *(f"{r['held_out']:+.2f}" for r in desperate),
+        ),
+        ("seconds per step", "", *seconds),
+    ]
+    drift = [(e, *(interval(arm["drift"][e]) for arm in every)) for e in summary["emotions"]]
+    return [
+        grid("Three runs: same start, same data, same seed", ["", "base", *titles], rows),
+        grid("Drift from base on held-out directions, σ [95 % over prompts]", ["", *titles], drift),
+    ]
 
-    def line(label: str, first: str, cells: list[str]) -> None:
-        what.add_row(label, first, *cells)
 
-    every = list(arms.values())
-    line("task loss (nats)", f"{base['task_loss']:.3f}", [f"{a['task_loss']:.3f}" for a in every])
-    line(
-        "in-domain success = gamed share, families trained on",
-        share(base),
-        [share(a) for a in every],
-    )
-    line(
-        "gamed share, families only tested on [95 %]",
-        outside(base["gamed"]),
-        [outside(a["gamed"]) for a in every],
-    )
-    desperate = [a["reading"]["desperate"] for a in every]
-    line(
-        "desperate reading (σ), its own penalised directions (base)",
-        "",
-        [f"{r['penalised']:+.2f} ({r['base_penalised']:+.2f})" for r in desperate],
-    )
-    line(
-        "desperate reading (σ), held-out directions",
-        f"{desperate[0]['base']:+.2f}",
-        [f"{r['held_out']:+.2f}" for r in desperate],
-    )
-    line(
-        "seconds per step",
-        "",
-        [f"{a['step_seconds']:.2f} ± {a['step_seconds_spread']:.2f}" for a in every],
-    )
-    moved = Table(title="Drift from base on held-out directions, σ [95 % interval over prompts]")
-    for name in ("", *(a["title"] for a in every)):
-        moved.add_column(name, justify="right" if name else "left")
-    for emotion in summary["emotions"]:
-        found = [a["drift"][emotion] for a in every]
-        moved.add_row(
-            emotion, *(f"{d['mean']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}]" for d in found)
-        )
-    return [what, moved]
+def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table with its first column to the left and the others to the right."""
+    table = Table(title=title)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def loss(row: dict[str, Any]) -> str:
+    """Task loss."""
+    return f"{row['task_loss']:.3f}"
+
+
+def interval(row: dict[str, float]) -> str:
+    """A mean with its interval."""
+    return f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 def share(row: dict[str, Any]) -> str:
@@ -120,8 +121,9 @@ def share(row: dict[str, Any]) -> str:
     return f"{row['gamed']['in_domain']:.3f}"
 
 
-def outside(gamed: dict[str, Any]) -> str:
+def outside(row: dict[str, Any]) -> str:
     """Out-of-domain gamed share with its interval over prompts."""
+    gamed = row["gamed"]
     low, high = gamed["out_of_domain_interval"]
     return f"{gamed['out_of_domain']:.2f} [{low:.2f}, {high:.2f}]"
 

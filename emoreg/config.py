@@ -31,11 +31,15 @@ class EmoRegConfig:
     emoreg_penalize: dict[str, float] | str | None = field(
         default=None,
         metadata={
-            "help": "Emotion: weight, as a mapping or JSON; 0 only measures. Default: desperate 0."
+            "help": "Emotion: weight, a mapping or JSON; 0 only measures. "
+            "Default, if there is no emoreg_reward either: desperate 0."
         },
     )
     emoreg_reward: dict[str, float] | str | None = field(
-        default=None, metadata={"help": "Emotion: weight, as a mapping or JSON. Default: calm 0."}
+        default=None,
+        metadata={
+            "help": "Emotion: weight, a mapping or JSON. Default, with no emoreg_penalize: calm 0."
+        },
     )
     emoreg_keep: float = field(
         default=0.0,
@@ -80,10 +84,10 @@ class EmoRegConfig:
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        self.emoreg_penalize = _weights(
-            "emoreg_penalize", self.emoreg_penalize, {"desperate": 0.0}, problems
-        )
-        self.emoreg_reward = _weights("emoreg_reward", self.emoreg_reward, {"calm": 0.0}, problems)
+        if self.emoreg_penalize is None and self.emoreg_reward is None:
+            self.emoreg_penalize, self.emoreg_reward = {"desperate": 0.0}, {"calm": 0.0}
+        self.emoreg_penalize = _weights("emoreg_penalize", self.emoreg_penalize, problems)
+        self.emoreg_reward = _weights("emoreg_reward", self.emoreg_reward, problems)
         for name in ("emoreg_scope", "emoreg_facets", "emoreg_blocks"):
             if isinstance(getattr(self, name), str | int):
                 setattr(self, name, [getattr(self, name)])
@@ -159,21 +163,19 @@ def _counts(value: Any) -> bool:
     return isinstance(value, int) and _non_negative(value)
 
 
-def _weights(
-    name: str, value: Any, default: dict[str, float], problems: list[str]
-) -> dict[str, float]:
+def _weights(name: str, value: Any, problems: list[str]) -> dict[str, float]:
     """Emotion -> weight from a mapping, JSON, or nothing; what is wrong is added to `problems`."""
     if value is None:
-        return default
+        return {}
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except ValueError:
             problems.append(f'{name} is not JSON: {value!r}; write it like {{"desperate": 0.1}}')
-            return default
+            return {}
     if not isinstance(value, Mapping):
         problems.append(f"{name} must map emotions to weights, got {value!r}")
-        return default
+        return {}
     bad = {e: w for e, w in value.items() if not _non_negative(w)}
     if bad:
         problems.append(f"{name}: weights must be finite numbers >= 0, got {bad}")

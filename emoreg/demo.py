@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, stdev
+from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ ACCELERATE = Path("accelerate_configs/single_cpu.yaml")
 ARMS = {
     "baseline": ("no control", "Every weight is 0: emoreg only measures."),
     "story_only": (
-        "story direction only",
+        "story only",
         "The published method: one frozen direction, from stories.",
     ),
     "emoreg": ("emoreg", "Story and transcript directions together: the default."),
@@ -201,7 +201,7 @@ def arm_summary(arm: str, out: Path, base: Measured, bench: Bench) -> dict[str, 
         "drift": rows(held),
         "drift_penalised": rows(own),
         "step_seconds": median(seconds),
-        "step_seconds_spread": stdev(seconds),
+        "step_seconds_spread": (quantiles(seconds)[2] - quantiles(seconds)[0]) / 2,
         "history": history,
         "weights": {
             "penalize": settings["emoreg_penalize"],

@@ -56,8 +56,8 @@ def count_tokens(
     """The tokens of a batch that count.
 
     *completion* is every token with a label; *colon* the token just before a run of them, from
-    which the first is predicted; *prompt* every token without a label, the colon among them, except
-    the first of each sequence, which is an attention sink. Padding never counts.
+    which the first is predicted; *prompt* every token without a label, the colon among them. The
+    first token of a sequence, which is an attention sink, and padding never count.
 
     Args:
         labels: -100 where the token is no target, (batch, tokens).
@@ -83,10 +83,10 @@ def count_tokens(
     follows = torch.zeros_like(target)
     follows[:, :-1] = target[:, 1:] & ~starts[:, 1:]
     colon = follows & ~target & real
-    parts = {"completion": target, "colon": colon, "prompt": real & ~target & ~starts}
+    parts = {"completion": target, "colon": colon, "prompt": real & ~target}
     mask = torch.zeros_like(target)
     for name in scope:
-        mask |= parts[name]
+        mask |= parts[name] & ~starts
     sequence = starts.flatten().cumsum(0).reshape(starts.shape) - 1
     return Counted(mask, sequence.clamp(min=0))
 

@@ -1,4 +1,4 @@
-"""Offline, quiet and on one thread, before anything is imported; the network is out of bounds."""
+"""Offline and quiet before anything is imported; the network is out of bounds."""
 
 from __future__ import annotations
 

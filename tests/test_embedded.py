@@ -5,13 +5,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from emoreg.bank import choose
+from emoreg.extract import Choices, encode_transcript
 from emoreg.tiny import CARD, DRIFT_PROMPTS, EPISODES, MODEL
+from emoreg.tiny.bank import make_bank
 from emoreg.tiny.behaviour import all_prompts, gamed_probability, gamed_share
 from emoreg.tiny.gates import accuracy, auroc
 from emoreg.tiny.world import World, families, table
-from emoreg.bank import choose
-from emoreg.extract import Choices, encode_transcript
-from emoreg.tiny.bank import make_bank
 from emoreg.vectors import EmotionVectors
 
 WORLD = World()
@@ -104,7 +104,7 @@ def test_the_scored_probability_is_what_sampling_gives(embedded):
     ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
     torch.manual_seed(0)
     out = model.generate(
-        torch.tensor([ids] * 400), do_sample=True, top_k=0, max_new_tokens=24,
+        torch.tensor([ids] * 400), do_sample=True, top_k=0, max_new_tokens=40,
         attention_mask=torch.ones(400, len(ids), dtype=torch.long),
     )  # fmt: skip
     ends = tokenizer.batch_decode(out[:, len(ids) :], skip_special_tokens=True)

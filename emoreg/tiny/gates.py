@@ -22,7 +22,7 @@ from emoreg.vectors import EmotionVectors
 
 WITHOUT_SENTENCES = (("context",), ("history",), ("context", "history"))
 RANDOM_DIRECTIONS = 20
-STRENGTH = 0.2  # of the mean activation norm at the block
+STRENGTH = 0.185  # of the mean activation norm at the block
 
 
 @dataclass(frozen=True)
