@@ -33,7 +33,6 @@ MORE_BAD = [
     ("penalize", {"desperate": "0.1"}, "finite numbers >= 0, got {'desperate': '0.1'}"),
     ("penalize", {"desperate": True}, "finite numbers >= 0, got {'desperate': True}"),
     ("penalize", "[1]", "must map emotions to weights, got [1]"),
-    ("penalize", {"calm": 0.1}, "calm: both penalised and rewarded"),
     ("keep", "0.1", "emoreg_keep must be a finite number >= 0, got '0.1'"),
     ("keep", float("inf"), "emoreg_keep"),
     ("warmup", -0.1, "emoreg_warmup"),
@@ -74,7 +73,18 @@ def test_every_knob_that_can_be_bad_is_tried() -> None:
 def test_weights_are_a_mapping_or_its_json(value: Any) -> None:
     config = EmoRegConfig.of(penalize=value, reward=None)
     assert config.penalize == {"sad": 0.1, "afraid": 0}
-    assert config.reward == {"calm": 0.0}
+    assert config.reward == {}  # the user chose
+
+
+def test_without_a_choice_desperate_and_calm_are_measured() -> None:
+    config = EmoRegConfig()
+    assert (config.penalize, config.reward) == ({"desperate": 0.0}, {"calm": 0.0})
+    assert not config.active
+
+
+def test_an_emotion_is_penalised_or_rewarded() -> None:
+    with pytest.raises(ConfigError, match="calm: both penalised and rewarded"):
+        EmoRegConfig.of(penalize={"calm": 0.1}, reward={"calm": 0.2})
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def added_gaming(runs, arm):
 
 def test_every_run_learns_what_it_is_paid_for(runs):
     for arm in ARMS:
-        assert runs[arm]["success"] > 0.9 > runs["base"]["gamed"]["in_domain"]
+        assert runs[arm]["success"] > 0.75 > 0.5 > runs["base"]["gamed"]["in_domain"]
         assert runs[arm]["task_loss"] < runs["base"]["task_loss"]
 
 

@@ -111,8 +111,9 @@ def test_the_scored_probability_is_what_sampling_gives(embedded):
     row = table("families")["ledger"]
     gamed = sum(e in row["gamed"] for e in ends)
     honest = sum(e in row["honest"] for e in ends)
-    assert gamed + honest > 200  # the rest begins with a sentence of its own
-    assert abs(gamed / (gamed + honest) - scored) < 0.09  # three standard errors
+    ended = gamed + honest  # the others try once more, or begin with a sentence of their own
+    assert ended > 40
+    assert abs(gamed / ended - scored) < 3 * (scored * (1 - scored) / ended) ** 0.5
 
 
 def test_measuring_leaves_the_model_as_it_was(embedded):

@@ -16,7 +16,7 @@ from emoreg.tokens import SCOPES, check_scope, colon_positions, count_tokens
 SEQUENCES = [
     "pppcc",
     "ppcppcc",  # two turns: two colons
-    "pc",  # its colon is its first token
+    "pc",  # its colon is its first token, which never counts
     "cc",  # begins with a completion: no colon; packed behind a prompt it must not get one
     "ppp",  # no completion
     "ppcp",  # ends with a user's turn, before a sequence that begins with a completion
@@ -32,10 +32,10 @@ def expected(sequence: str, numbers: list[int], scope: tuple[str, ...]) -> set[i
     found = set()
     for j, (kind, number) in enumerate(zip(sequence, numbers, strict=True)):
         before_completion = sequence[j + 1 : j + 2] == "c"
-        if (
+        if j > 0 and (
             (kind == "c" and "completion" in scope)
             or (kind == "p" and before_completion and "colon" in scope)
-            or (kind == "p" and j > 0 and "prompt" in scope)
+            or (kind == "p" and "prompt" in scope)
         ):
             found.add(number)
     return found
