@@ -25,8 +25,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from emoreg import EmotionRegularizer, EmotionVectors
+from emoreg.identity import identity
+from emoreg.probe import Facet
 from emoreg.tiny import MODEL
-from emoreg.vectors import Facet, identity
 
 ARMS = {
     "bare": None,

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from emoreg.errors import BankError
 
-KINDS = ("story", "transcript", "neutral")
+KINDS = ("story", "transcript", "deflection", "neutral", "urgency")
 SPLITS = ("fit", "held-out")
+NEUTRAL_STATE = "neutral"  # a transcript's state that is compared with, and has no direction
+FILES = {
+    "stories": "story",
+    "transcripts": "transcript",
+    "deflections": "deflection",
+    "neutral": "neutral",
+    "urgency": "urgency",
+}
+_SHIPPED, _CLONE = (Path(__file__).parent / p for p in ("texts", "../vectors/bank"))
+OWN_BANK = _SHIPPED if _SHIPPED.is_dir() else _CLONE.resolve()  # a wheel has it inside
 
 
 @dataclass(frozen=True)
 class Text:
     """One labelled text: raw (`text`) or a conversation (`messages`)."""
 
-    kind: str  # story, transcript or neutral
-    label: str = ""  # the emotion or state; empty for neutral texts
+    kind: str  # one of `KINDS`
+    label: str = ""  # the emotion, state or urgency; empty for neutral texts
     split: str = "fit"
     topic: str = ""
     text: str = ""
     messages: tuple[dict[str, str], ...] = ()
+    id: str = ""
+    where: str = field(default="", compare=False)  # file and line it was read from
 
     def __post_init__(self) -> None:
         problems = []
@@ -31,39 +44,136 @@ class Text:
             problems.append(f"kind {self.kind!r} is not one of {', '.join(KINDS)}")
         if self.split not in SPLITS:
             problems.append(f"split {self.split!r} is not one of {', '.join(SPLITS)}")
-        if bool(self.text) == bool(self.messages):
+        if not all(isinstance(x, str) for x in (self.label, self.topic, self.text, self.id)):
+            problems.append("label, topic, text and id are strings")
+        elif bool(self.text.strip()) == bool(self.messages):
             problems.append("wanted either text or messages")
-        if not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in self.messages):
-            problems.append("every message needs a role and a content")
+        if not all(isinstance(m, dict) and _is_message(m) for m in self.messages):
+            problems.append("every message needs a role and a content, both strings")
         if self.kind != "neutral" and not self.label:
             problems.append(f"a {self.kind} needs a label")
         if problems:
             raise BankError("; ".join(problems))
 
+    @property
+    def name(self) -> str:
+        """How errors speak of the text: its id, where it was read, and how it begins."""
+        begins = " ".join((self.text or self.messages[0]["content"]).split())[:48]
+        return " ".join(filter(None, (self.id, self.where and f"({self.where})", f"{begins!r}")))
 
-def load_bank(path: str | Path) -> list[Text]:
-    """Read texts from a file of JSON lines.
+
+@dataclass(frozen=True)
+class Dosage:
+    """A message with one number in it, swept from harmless to telling."""
+
+    id: str
+    rises: str  # fear or relief, with the number
+    template: str  # holds ``{x}``
+    values: tuple[float, ...]  # ascending
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.rises not in ("fear", "relief"):
+            problems.append(f"rises {self.rises!r} is neither fear nor relief")
+        if "{x}" not in self.template:
+            problems.append("the template lacks {x}")
+        if len(self.values) < 3 or list(self.values) != sorted(set(self.values)):
+            problems.append("wanted at least three ascending values")
+        if problems:
+            raise BankError("; ".join(problems))
+
+    def prompts(self) -> list[str]:
+        """The message at every value."""
+        return [self.template.replace("{x}", f"{value:,g}") for value in self.values]
+
+
+def _is_message(message: dict[str, Any]) -> bool:
+    return all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each line of a JSON-lines file stands, and its content.
 
     Raises:
-        BankError: A malformed line; the message names the file, the line and what was wanted.
+        BankError: The file cannot be read, or a line is no JSON object.
     """
-    names = {f.name for f in fields(Text)}
-    texts = []
-    lines = Path(path).read_text(encoding="utf-8").split("\n")  # JSON may hold other line ends
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other line ends
+    except (OSError, UnicodeDecodeError) as e:
+        raise BankError(f"{path} cannot be read: {e}.") from e
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            row: dict[str, Any] = json.loads(line)
-            row["messages"] = tuple(row.get("messages") or ())
-            texts.append(Text(**row))
-        except (ValueError, TypeError, AttributeError) as e:
-            raise BankError(
-                f"{path}, line {number}: {e}. Wanted JSON with some of {sorted(names)}."
-            ) from e
+            row = json.loads(line)
+        except ValueError as e:
+            raise BankError(f"{where}: {e}. Wanted one JSON object a line.") from e
+        if not isinstance(row, dict):
+            raise BankError(f"{where}: {type(row).__name__}; wanted one JSON object a line.")
+        yield where, row
+
+
+def load_bank(path: str | Path = OWN_BANK) -> list[Text]:
+    """Read labelled texts.
+
+    Args:
+        path: A file of JSON lines, or a folder with some of ``stories.jsonl``,
+            ``transcripts.jsonl``, ``deflections.jsonl``, ``neutral.jsonl``, ``urgency.jsonl``;
+            emoreg's own bank by default.
+
+    Raises:
+        BankError: A malformed line (the message names the file, the line and what was wanted), an
+            id that stands twice, or no text at all.
+    """
+    path = Path(path)
+    files = [path]
+    if path.is_dir():
+        files = [file for name in FILES if (file := path / f"{name}.jsonl").exists()]
+    wanted = sorted({f.name for f in fields(Text)} - {"where"})
+    texts, seen = [], dict[str, str]()
+    for file in files:
+        for where, row in read_lines(file):
+            try:
+                row["messages"] = tuple(row.get("messages") or ())
+                text = Text(**{"where": where, **row})
+            except (ValueError, TypeError, AttributeError) as e:
+                raise BankError(f"{where}: {e}. Wanted JSON with some of {wanted}.") from e
+            if text.id and seen.setdefault(text.id, where) != where:
+                raise BankError(f"{where}: id {text.id!r} stands already in {seen[text.id]}.")
+            texts.append(text)
+    if not texts:
+        raise BankError(
+            f"{path} holds no text; wanted a file of JSON lines, or a folder with "
+            f"{', '.join(f'{name}.jsonl' for name in FILES)}."
+        )
     return texts
+
+
+def load_dosage(path: str | Path = OWN_BANK) -> list[Dosage]:
+    """Read ``dosage.jsonl`` of a bank's folder; empty where there is none.
+
+    Raises:
+        BankError: A malformed line; the message names the file and the line.
+    """
+    file, found = Path(path) / "dosage.jsonl", []
+    for where, row in read_lines(file) if file.exists() else ():
+        try:
+            found.append(Dosage(**{**row, "values": tuple(row.get("values", ()))}))
+        except (ValueError, TypeError) as e:
+            raise BankError(f"{where}: {e}.") from e
+    return found
 
 
 def choose(texts: Iterable[Text], kind: str, split: str) -> list[Text]:
     """Texts of one kind and split; neutral texts serve both splits."""
     return [t for t in texts if t.kind == kind and (kind == "neutral" or t.split == split)]
+
+
+def fingerprint(texts: Iterable[Text]) -> str:
+    """A hash of labelled texts, whatever their order and wherever they were read."""
+    rows = sorted(
+        json.dumps({k: v for k, v in asdict(t).items() if k != "where"}, sort_keys=True)
+        for t in texts
+    )
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]

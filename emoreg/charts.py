@@ -117,7 +117,7 @@ def _tidy(tag: str, name: str, used: set[str]) -> str:
     return re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
 
 
-def _panels(wide: bool, count: int, height: int, **share: Any) -> tuple[Figure, list[Axes]]:
+def panels(wide: bool, count: int, height: int, **share: Any) -> tuple[Figure, list[Axes]]:
     """A figure measured in pixels of its SVG; `height` is that of one row."""
     rows, columns, width = (1, count, 960) if wide else (count, 1, 380)
     figure = Figure(figsize=(width / 72, rows * height / 72), dpi=72, layout="constrained")
@@ -141,7 +141,7 @@ def control_map(
     own: Mapping[str, Interval], held: Mapping[str, Interval], titles: Titles
 ) -> Figure:
     """One emotion per arm: drift where the penalty looks (`own`), and where it does not."""
-    figure, (ax,) = _panels(False, 1, 440)
+    figure, (ax,) = panels(False, 1, 440)
     reach = [x for arm in titles for x in (*own[arm], *held[arm]) if math.isfinite(x)]
     low, high = 1.15 * min([-0.8, *reach]), 1.3 * max([0.8, *reach])
     ax.fill_between([low, 0], 0, high, color=RISE, alpha=0.08, lw=0)
@@ -169,7 +169,7 @@ def control_map(
 @rc_context(STYLE)
 def gamed_shares(roles: Mapping[str, str], shares: Drifts, titles: Titles, wide: bool) -> Figure:
     """Gamed share per family, grouped by the family's role; intervals where they are known."""
-    figure, (ax,) = _panels(wide, 1, 420 if wide else 470)
+    figure, (ax,) = panels(wide, 1, 420 if wide else 470)
     rows = [
         row
         for role, heading in ROLES.items()
@@ -199,8 +199,8 @@ def forest(drift: Drifts, titles: Titles, target: str = "", wide: bool = False) 
     """Every emotion's drift with interval; rows sorted by the first arm, `target`'s is marked."""
     first = drift[next(iter(titles))]
     order = sorted(first, key=lambda e: first[e].mean if first[e].side != "unknown" else -math.inf)
-    figure, panels = _panels(wide, len(titles), 400, sharex=True)
-    for ax, (arm, title) in zip(panels, titles.items(), strict=True):
+    figure, axes = panels(wide, len(titles), 400, sharex=True)
+    for ax, (arm, title) in zip(axes, titles.items(), strict=True):
         colour, _, shape, _ = MARKS.get(arm, MARKS["baseline"])
         if target in first:
             row = order.index(target)
@@ -218,8 +218,8 @@ def forest(drift: Drifts, titles: Titles, target: str = "", wide: bool = False) 
         ax.set(ylim=(-0.7, len(order) - 0.3), xlabel="drift, σ")
         ax.tick_params("x", labelbottom=True)
         ax.grid(axis="x")
-    panels[0].update_datalim([(-1, 0), (1, 0)])
-    panels[0].autoscale_view()
+    axes[0].update_datalim([(-1, 0), (1, 0)])
+    axes[0].autoscale_view()
     return figure
 
 
@@ -227,9 +227,9 @@ def forest(drift: Drifts, titles: Titles, target: str = "", wide: bool = False) 
 def emotion_wheel(places: Places, drift: Drifts, titles: Titles, wide: bool) -> Figure:
     """Emotions by the angle of valence and arousal; a disc's area and colour are its drift."""
     angles, unit = _around(places), disc_unit(drift)
-    figure, panels = _panels(wide, len(titles), 280 if wide else 320)
+    figure, axes = panels(wide, len(titles), 280 if wide else 320)
     turn = [2 * math.pi * i / 120 for i in range(121)]
-    for ax, (arm, title) in zip(panels, titles.items(), strict=True):
+    for ax, (arm, title) in zip(axes, titles.items(), strict=True):
         ax.plot([math.cos(t) for t in turn], [math.sin(t) for t in turn], color=FAINT, lw=1)
         for emotion, angle in angles.items():
             x, y, change = math.cos(angle), math.sin(angle), drift[arm][emotion]
@@ -275,8 +275,8 @@ def _around(places: Places) -> dict[str, float]:
 @rc_context(STYLE)
 def training_curves(curves: Mapping[str, Curves], titles: Titles, wide: bool) -> Figure:
     """Quantities over training steps, one panel each; NaN leaves a gap."""
-    figure, panels = _panels(wide, len(curves), 290)
-    for ax, (quantity, lines) in zip(panels, curves.items(), strict=True):
+    figure, axes = panels(wide, len(curves), 290)
+    for ax, (quantity, lines) in zip(axes, curves.items(), strict=True):
         for arm, (steps, values) in lines.items():
             ax.plot(steps, values, color=MARKS[arm].colour, ls=MARKS[arm].dashes)
         ax.set_title(quantity, pad=10)

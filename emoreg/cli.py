@@ -1,47 +1,149 @@
-"""The command line: ``emoreg demo`` and ``emoreg report``."""
+"""The command line: vectors made and checked, the demo, its report."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from emoreg.errors import EmoregError
 
 WIDTH = 124  # of the demo's tables
+Run = Callable[[argparse.Namespace, Console], None]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command and run it; an error of emoreg's is one line and exit status 1."""
-    parser = argparse.ArgumentParser(prog="emoreg", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    demo = commands.add_parser("demo", help="train the embedded model three times and compare")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"))
-    demo.add_argument("--seed", type=int, default=0)
-    demo.set_defaults(run=run_demo)
-    report = commands.add_parser("report", help="write a demo's report again from its summary.json")
-    report.add_argument("folder", type=Path)
-    report.set_defaults(run=run_report)
-    flags = parser.parse_args(argv)
+    """Parse the command and run it; what a user can put right is one line and exit status 1."""
+    flags = parser().parse_args(argv)
+    console = Console(highlight=False)
+    console.width = max(console.width, WIDTH)
     try:
-        flags.run(flags)
-    except EmoregError as e:
+        flags.run(flags, console)
+    except KeyboardInterrupt as e:
+        print("emoreg: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        raise SystemExit(130) from e
+    except (EmoregError, OSError) as e:
         print(f"emoreg: {e}", file=sys.stderr)
         raise SystemExit(1) from e
 
 
-def run_demo(flags: argparse.Namespace) -> None:
+def parser() -> argparse.ArgumentParser:
+    """Every command and flag."""
+    found = argparse.ArgumentParser(prog="emoreg", description=__doc__)
+    commands = found.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Run, help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help)
+        made.set_defaults(run=run)
+        return made
+
+    _add_vectors(command)
+    _add_generate(command("generate", later("run_generate"), "write stories with a model"))
+    bank = command("bank", later("run_bank"), "check a bank against its rules, write its card")
+    bank.add_argument("folder", type=Path, nargs="?", help="emoreg's own bank by default")
+    demo = command("demo", run_demo, "train the embedded model three times and compare")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"))
+    demo.add_argument("--seed", type=int, default=0)
+    report = command("report", run_report, "write a demo's report again from its summary.json")
+    report.add_argument("folder", type=Path)
+    return found
+
+
+def later(name: str) -> Run:
+    """A function of `emoreg.commands`, imported when called: models take seconds to import."""
+
+    def run(flags: argparse.Namespace, console: Console) -> None:
+        from emoreg import commands
+
+        getattr(commands, name)(flags, console)
+
+    return run
+
+
+def _add_vectors(command: Callable[[str, Run, str], argparse.ArgumentParser]) -> None:
+    made = command("extract", later("run_extract"), "read a bank with a model, save its vectors")
+    _add_model(made)
+    made.add_argument("--out", type=Path, required=True, help="folder for the vector set")
+    _add_bank(made)
+    made.add_argument("--blocks", type=blocks, help="such as 10-20 or 8,12,16; all by default")
+    made.add_argument("--facets", nargs="+", default=["stories", "transcripts"], metavar="FACET")
+    made.add_argument("--split", choices=("fit", "held-out"), default="fit")
+    made.add_argument("--skip-tokens", type=int, default=50, help="of a story, before the mean")
+    made.add_argument("--neutral-variance", type=float, default=0.5, help="projected out")
+    made.add_argument("--batch-tokens", type=int, default=8192, help="padded, in one forward")
+    made.add_argument("--overwrite", action="store_true")
+    made = command("validate", later("run_validate"), "measure a set: gates, verdict and a page")
+    _add_model(made)
+    _add_set(made)
+    _add_bank(made)
+    made.add_argument("--out", type=Path, help="folder for the findings; the set's own by default")
+    made.add_argument(
+        "--blocks", type=blocks, help="to suggest; chosen on the fit split by default"
+    )
+    made.add_argument("--strict", action="store_true", help="exit status 2 for a set not usable")
+    made = command("steer", later("run_steer"), "write with a vector added and taken away")
+    _add_model(made)
+    _add_set(made)
+    made.add_argument("--emotion", required=True)
+    made.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    made.add_argument("--strength", type=float, default=0.05, help="of the residual norm")
+    made.add_argument("--blocks", type=blocks, help="the middle suggested one by default")
+    made.add_argument("--tokens", type=int, default=120, help="to write")
+
+
+def _add_model(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--model", required=True, help="folder, or name on the hub")
+    made.add_argument("--revision", help="of the model on the hub")
+    made.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
+    made.add_argument("--device", help="a GPU if there is one, else cpu")
+    made.add_argument("--chat-template", type=Path, help="file, for a tokenizer without one")
+
+
+def _add_set(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--vectors", required=True, help="folder of a set, or its name on the hub")
+
+
+def _add_bank(made: argparse.ArgumentParser) -> None:
+    from emoreg.bank import OWN_BANK
+
+    made.add_argument("--bank", type=Path, default=OWN_BANK, help="file or folder; emoreg's own")
+
+
+def _add_generate(made: argparse.ArgumentParser) -> None:
+    _add_model(made)
+    made.add_argument("--out", type=Path, required=True, help="file of JSON lines, added to")
+    made.add_argument("--endpoint", help="OpenAI-compatible, as http://localhost:8000/v1")
+    made.add_argument("--emotions", nargs="+", metavar="EMOTION", help="the 171 by default")
+    made.add_argument("--topics", type=Path, help="file, one a line; the bank's 48 by default")
+    made.add_argument("--number", type=int, default=1, help="stories for an emotion and topic")
+    made.add_argument("--attempts", type=int, default=4, help="at one story, before giving it up")
+    made.add_argument("--seed", type=int, default=0)
+
+
+def blocks(text: str) -> list[int]:
+    """``10-20`` or ``8,12,16`` as a list."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            found += range(int(first), int(last) + 1) if dash else [int(first)]
+        except ValueError as e:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no list of blocks; wanted such as 10-20 or 8,12,16"
+            ) from e
+    return found
+
+
+def run_demo(flags: argparse.Namespace, console: Console) -> None:
     """Run the demo and print its table."""
     from emoreg.demo import run
+    from emoreg.demo_tables import tables
 
-    console = Console(highlight=False)
-    console.width = max(console.width, WIDTH)
     summary = run(flags.out, console.print, flags.seed)
     console.print()
     for table in tables(summary):
@@ -52,80 +154,19 @@ def run_demo(flags: argparse.Namespace) -> None:
     )
 
 
-def run_report(flags: argparse.Namespace) -> None:
+def run_report(flags: argparse.Namespace, console: Console) -> None:
     """Write the report of a finished demo again."""
     from emoreg.errors import ReportError
     from emoreg.reporting import write_report
 
     path = flags.folder / "summary.json"
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise ReportError(
             f"{path} cannot be read ({e}); run `emoreg demo --out {flags.folder}`."
         ) from e
-    print(f"emoreg: wrote {write_report(summary, flags.folder / 'report.html')}")
-
-
-def tables(summary: dict[str, Any]) -> list[Table]:
-    """The demo's two tables: what the runs did, and the drift of every emotion."""
-    from emoreg.demo import ARMS
-
-    base, every = summary["base"], [summary[name] for name in ARMS]
-    titles = [arm["title"] for arm in every]
-    desperate = [arm["reading"]["desperate"] for arm in every]
-    before = f"{desperate[0]['base']:+.2f}"
-    seconds = [f"{a['step_seconds']:.2f} ± {a['step_seconds_spread']:.2f}" for a in every]
-    own = [f"{r['penalised']:+.2f} (base {r['base_penalised']:+.2f})" for r in desperate]
-    rows = [
-        ("task loss, nats", loss(base), *map(loss, every)),
-        ("success: gamed, families trained on", share(base), *map(share, every)),
-        ("gamed, families only tested on [95 %]", outside(base), *map(outside, every)),
-        ("desperate, its own directions, σ", "", *own),
-        (
-            "desperate, held-out directions, σ",
-            before,
-            *(f"{r['held_out']:+.2f}" for r in desperate),
-        ),
-        ("seconds per step", "", *seconds),
-    ]
-    drift = [(e, *(interval(arm["drift"][e]) for arm in every)) for e in summary["emotions"]]
-    return [
-        grid("Three runs: same start, same data, same seed", ["", "base", *titles], rows),
-        grid("Drift from base on held-out directions, σ [95 % over prompts]", ["", *titles], drift),
-    ]
-
-
-def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table with its first column to the left and the others to the right."""
-    table = Table(title=title)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def loss(row: dict[str, Any]) -> str:
-    """Task loss."""
-    return f"{row['task_loss']:.3f}"
-
-
-def interval(row: dict[str, float]) -> str:
-    """A mean with its interval."""
-    return f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
-
-
-def share(row: dict[str, Any]) -> str:
-    """In-domain gamed share."""
-    return f"{row['gamed']['in_domain']:.3f}"
-
-
-def outside(row: dict[str, Any]) -> str:
-    """Out-of-domain gamed share with its interval over prompts."""
-    gamed = row["gamed"]
-    low, high = gamed["out_of_domain_interval"]
-    return f"{gamed['out_of_domain']:.2f} [{low:.2f}, {high:.2f}]"
+    console.print(f"emoreg: wrote {write_report(summary, flags.folder / 'report.html')}")
 
 
 if __name__ == "__main__":

@@ -26,11 +26,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from emoreg.drift import Array, Drift, by_emotion, colon_readings, drift, load_prompts
 from emoreg.errors import ConfigError, ReportError
 from emoreg.files import write_atomic
+from emoreg.probe import Probe
 from emoreg.reporting import write_report
 from emoreg.tiny import DRIFT_PROMPTS, MODEL
 from emoreg.tiny.behaviour import all_prompts, gamed_share
 from emoreg.tiny.world import World, families, table
-from emoreg.vectors import EmotionVectors, Probe
+from emoreg.vectors import EmotionVectors
 
 RECIPES = Path("recipes/tiny/sft")
 ACCELERATE = Path("accelerate_configs/single_cpu.yaml")

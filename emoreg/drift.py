@@ -15,9 +15,9 @@ from scipy.stats import bootstrap
 from torch import nn
 
 from emoreg.errors import BankError
+from emoreg.probe import Probe
 from emoreg.tap import read
 from emoreg.tokens import colon_positions
-from emoreg.vectors import Probe
 
 OWN_PROMPTS = Path(__file__).parent / "prompts" / "drift.jsonl"
 Array = NDArray[np.float64]

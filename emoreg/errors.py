@@ -39,6 +39,10 @@ class CaptureError(EmoregError, RuntimeError):
     """A training step without a usable reading: nothing captured, no gradient, nothing counted."""
 
 
+class GenerationError(EmoregError, RuntimeError):
+    """A writer that gives no text: an endpoint that fails, or nothing that keeps the rules."""
+
+
 class ReportError(EmoregError, ValueError):
     """A run whose files lack what the report needs."""
 

@@ -7,23 +7,42 @@ projected out, scaled to unit length. What the paper leaves open is decided here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import takewhile
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from emoreg.bank import Text, choose
-from emoreg.blocks import check_blocks, find_backbone
-from emoreg.errors import BankError
-from emoreg.tap import read
-from emoreg.vectors import EmotionVectors, Facet, identity
+from emoreg.bank import NEUTRAL_STATE, Text, choose, fingerprint
+from emoreg.blocks import check_blocks, find_backbone, unwrap
+from emoreg.encode import Encoded, encode
+from emoreg.errors import BankError, ConfigError
+from emoreg.identity import context_length, identity
+from emoreg.moments import Projections
+from emoreg.probe import Facet
+from emoreg.progress import Progress
+from emoreg.sweep import Acts, counted_means, sweep
+from emoreg.vectors import EmotionVectors
 
-Progress = Callable[[int, int], None]
+Told = Callable[[int, int], None]
 SAME = 1e-6  # of a mean's length: less than rounding in float32 can tell
 FACETS = {"stories": "story", "transcripts": "transcript"}
+DECIDED = {
+    "raw_text_tokens": "mean over all from skip_tokens on, counted from 0",
+    "raw_text_framing": "none: the text as it stands",
+    "transcript_tokens": "mean over assistant tokens and colons, in the chat template",
+    "thinking": "off, where the chat template has it",
+    "weighting": "texts equal within an emotion, emotions equal in the centre",
+    "neutral_components": "of text means, centred",
+    "unit_length": True,
+    "sigma": "over the counted tokens of neutral texts",
+    "facets": "each emotion's later facet is orthogonal to its earlier ones",
+    "attention_sink": "the first token of a text is never read",
+}
 
 
 @dataclass(frozen=True)
@@ -34,51 +53,20 @@ class Choices:
     neutral_variance: float = 0.5  # explained by the neutral components that are projected out
     batch_tokens: int = 8192
     split: str = "fit"
+    facets: tuple[str, ...] = tuple(FACETS)
 
-
-@dataclass
-class Moments:
-    """Running sums of text means by label, in float64: (blocks, width)."""
-
-    total: dict[str, Tensor] = field(default_factory=dict)
-    count: dict[str, int] = field(default_factory=dict)
-
-    def add(self, label: str, mean: Tensor) -> None:
-        """Add the mean activation of one text, (blocks, width)."""
-        self.total[label] = self.total.get(label, 0) + mean
-        self.count[label] = self.count.get(label, 0) + 1
-
-    def means(self) -> tuple[tuple[str, ...], Tensor]:
-        """Labels, and their means, (labels, blocks, width)."""
-        labels = tuple(sorted(self.total))
-        return labels, torch.stack([self.total[x] / self.count[x] for x in labels])
-
-
-@dataclass
-class Spread:
-    """Running mean and covariance of vectors at each block, in float64."""
-
-    number: int = 0
-    total: Tensor | None = None  # (blocks, width)
-    outer: Tensor | None = None  # (blocks, width, width)
-
-    def add(self, rows: Tensor) -> None:
-        """Add vectors, (blocks, rows, width)."""
-        total, outer = rows.sum(1), rows.mT @ rows
-        self.total = total if self.total is None else self.total + total
-        self.outer = outer if self.outer is None else self.outer + outer
-        self.number += rows.shape[1]
-
-    def mean(self) -> Tensor:
-        """Mean, (blocks, width)."""
-        assert self.total is not None
-        return self.total / self.number
-
-    def covariance(self) -> Tensor:
-        """Covariance, (blocks, width, width)."""
-        assert self.outer is not None
-        mean = self.mean()
-        return self.outer / self.number - mean.unsqueeze(2) * mean.unsqueeze(1)
+    def __post_init__(self) -> None:
+        problems = []
+        if self.skip_tokens < 1:
+            problems.append(f"skip_tokens is at least 1 (the sink), got {self.skip_tokens}")
+        if not 0 <= self.neutral_variance < 1:
+            problems.append(f"neutral_variance is in [0, 1), got {self.neutral_variance}")
+        if self.batch_tokens < 1:
+            problems.append(f"batch_tokens is at least 1, got {self.batch_tokens}")
+        if unknown := sorted(set(self.facets) - set(FACETS)):
+            problems.append(f"facets are some of {list(FACETS)}, got {unknown}")
+        if problems:
+            raise ConfigError("Choices:\n  - " + "\n  - ".join(problems))
 
 
 def extract(
@@ -87,197 +75,228 @@ def extract(
     texts: Sequence[Text],
     blocks: Sequence[int] | None = None,
     choices: Choices | None = None,
-    progress: Progress | None = None,
+    progress: Told | None = None,
+    resume: Path | None = None,
 ) -> EmotionVectors:
     """Fit directions on labelled texts with the model as it stands, adapters included.
 
+    Works on a live model during training: its mode, hooks and random state are left as they were.
+
     Args:
-        model: A causal language model; it is read without gradients and left as it was.
+        model: A causal language model; it is read without gradients.
         tokenizer: Its tokenizer, with a chat template if there are transcripts.
         texts: Stories (at least two emotions), neutral texts, and transcripts if there are any.
         blocks: Decoder blocks, counted from 0; all by default.
         choices: What the recipe leaves open.
-        progress: Called with the texts done and the texts in all.
+        progress: Called with the tokens done and the tokens in all.
+        resume: A file in which sums are kept, so that an interrupted call goes on from there.
 
     Returns:
         A set with the facet ``stories`` and, if there are transcripts, ``transcripts``.
 
     Raises:
-        BankError: Too few labels, no neutral text, or a text too short to be read.
+        BankError: Too few labels or texts, no neutral text, or a text that cannot be read.
         BlocksNotFoundError: A block the model does not have.
+        CaptureError: Activations that are not finite, or no memory for a single text.
     """
     choices = choices or Choices()
     backbone = find_backbone(model)
     at = check_blocks(range(len(backbone.blocks)) if blocks is None else blocks, backbone)
-    wanted = [
-        t for kind in ("neutral", *FACETS.values()) for t in choose(texts, kind, choices.split)
-    ]
-    _check(wanted)
-    moments = {kind: Moments() for kind in FACETS.values()}
-    tokens, means = Spread(), Spread()
-    for done, (text, acts) in enumerate(activations(model, tokenizer, wanted, at, choices), 1):
-        mean = acts.mean(1)
-        if text.kind == "neutral":
-            tokens.add(acts)
-            means.add(mean.unsqueeze(1))
-        else:
-            moments[text.kind].add(text.label, mean)
+    wanted = _wanted(texts, choices)
+    card = _card(model, tokenizer, wanted, choices)
+    encoded = encode(tokenizer, wanted, choices.skip_tokens, context_length(model))
+    neutral = [e for e in encoded if e.text.kind == "neutral"]
+    tokens = sum(len(e.ids) for e in (*encoded, *neutral))
+    dtype = next(unwrap(model).parameters()).dtype
+    sums = Progress(resume, json.dumps([card, at, str(dtype)], sort_keys=True))
+    read = sum(len(e.ids) for e in encoded[: sums.done])
+
+    def tell(group: Sequence[Encoded]) -> None:
+        nonlocal read
+        read += sum(len(e.ids) for e in group)
         if progress is not None:
-            progress(done, len(wanted))
-    noise = [_components(c, choices.neutral_variance) for c in means.covariance()]
-    facets: list[Facet] = []
-    for name, kind in FACETS.items():
-        if moments[kind].count:
-            facets.append(_facet(name, moments[kind], noise, tokens.covariance(), facets))
+            progress(read, tokens)
+
+    tell(())
+    try:
+        rest = encoded[sums.done :]
+        for group, found in sweep(model, rest, at, choices.batch_tokens, counted_means):
+            for item, mean in zip(group, found, strict=True):
+                _add(sums, item, mean)
+            sums.done += len(group)
+            sums.save()
+            tell(group)
+    except KeyboardInterrupt:
+        sums.save(at_once=True)
+        raise
+    mu = sums.kind("tokens").of("neutral")
+    facets = _facets(sums, choices, mu)
+    directions = torch.cat([f.directions for f in facets])
+    deviation, norms = spread(model, neutral, at, directions, mu, choices.batch_tokens, tell)
+    _check_spread(deviation)
+    scaled = deviation.split([len(f.emotions) for f in facets])
+    sums.finish()
     return EmotionVectors(
-        tuple(facets), at, tokens.mean().float(), _card(model, tokenizer, wanted, choices)
+        tuple(
+            Facet(f.name, f.emotions, f.directions, s.float())
+            for f, s in zip(facets, scaled, strict=True)
+        ),
+        at,
+        mu.float(),
+        {**card, "norms": [round(x, 5) for x in norms.tolist()]},
     )
 
 
-def _check(texts: Sequence[Text]) -> None:
-    labels = {kind: {t.label for t in texts if t.kind == kind} for kind in FACETS.values()}
-    for name, kind in FACETS.items():
-        if len(labels[kind]) == 1 or (kind == "story" and not labels[kind]):
+def spread(
+    model: nn.Module,
+    neutral: Sequence[Encoded],
+    blocks: Sequence[int],
+    directions: Tensor,
+    mu: Tensor,
+    batch_tokens: int,
+    tell: Callable[[Sequence[Encoded]], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Spread of neutral tokens along directions, the unit σ, and their mean length.
+
+    Args:
+        model: As it stands.
+        neutral: Neutral texts, sorted by length.
+        blocks: Decoder blocks, counted from 0.
+        directions: (rows, blocks, width).
+        mu: Mean activation over the counted tokens, (blocks, width).
+        batch_tokens: Padded tokens in one forward.
+        tell: Called with the texts of each batch.
+
+    Returns:
+        Standard deviations, (rows, blocks), and mean norms, (blocks,); float64.
+    """
+    rows, centre = directions.float(), mu.float()
+
+    def project(acts: Acts, group: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+        row = [i for i, e in enumerate(group) for _ in e.counted]
+        column = [c for e in group for c in e.counted]
+        found, norms = [], []
+        for b, h in enumerate(acts.values()):
+            kept = h[row, column].float()
+            along = (kept - centre[b].to(h.device)) @ rows[:, b].T.to(h.device)
+            found.append(along.cpu().double())
+            norms.append(kept.norm(dim=-1).cpu().double())
+        return torch.stack(found, -1), torch.stack(norms, -1)
+
+    sums, lengths = Projections(), Projections()
+    for group, (along, norms) in sweep(model, neutral, blocks, batch_tokens, project):
+        sums.add(along)
+        lengths.add(norms.unsqueeze(1))
+        if tell is not None:
+            tell(group)
+    return sums.deviation(), lengths.mean()[0]
+
+
+def _wanted(texts: Sequence[Text], choices: Choices) -> list[Text]:
+    """The texts that this fit reads.
+
+    Raises:
+        BankError: Nothing can be fitted on them.
+    """
+    kinds = ("neutral", *(FACETS[f] for f in choices.facets))
+    wanted = [t for kind in kinds for t in choose(texts, kind, choices.split)]
+    counts = {kind: Counter(t.label for t in wanted if t.kind == kind) for kind in kinds}
+    for name in choices.facets:
+        found = counts[FACETS[name]]
+        if len(found) == 1 or (name == "stories" and not found):
             raise BankError(
-                f"{name}: texts for {sorted(labels[kind]) or 'no emotion'}; wanted at least two, "
-                "because a direction is a difference from the others."
+                f"{name}: texts of split {choices.split!r} for {sorted(found) or 'no emotion'}; "
+                "wanted at least two, because a direction is a difference from the others."
             )
-    if extra := labels["transcript"] - labels["story"]:
+        if single := sorted(x for x, n in found.items() if n == 1):
+            raise BankError(
+                f"{name}: one text each for {', '.join(single)}; wanted at least two, better 30: "
+                "a direction from one text is that text's topic."
+            )
+    states = set(counts.get("transcript", ())) - {NEUTRAL_STATE}
+    if "stories" in choices.facets and (extra := states - set(counts["story"])):
         raise BankError(
             f"transcripts: {sorted(extra)} have no stories; write some, or leave them out."
         )
-    if sum(t.kind == "neutral" for t in texts) < 2:
+    if counts["neutral"].total() < 2:
         raise BankError("Wanted at least two neutral texts: they set the scale of every reading.")
+    return wanted
 
 
-def activations(
-    model: nn.Module, tokenizer: Any, texts: Sequence[Text], blocks: Sequence[int], choices: Choices
-) -> Iterator[tuple[Text, Tensor]]:
-    """Each text with the activations of its counted tokens, float64, (blocks, counted, width)."""
-    device = next(model.parameters()).device
-    encoded = sorted(
-        (_encode(tokenizer, t, choices.skip_tokens) for t in texts), key=lambda e: len(e[1])
-    )
-    start = 0
-    while start < len(encoded):
-        stop = start + 1
-        while (
-            stop < len(encoded)
-            and (stop + 1 - start) * len(encoded[stop][1]) <= choices.batch_tokens
-        ):
-            stop += 1
-        group, start = encoded[start:stop], stop
-        width = max(len(ids) for _, ids, _ in group)
-        ids = torch.zeros(len(group), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for i, (_, row, _) in enumerate(group):
-            ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
-        acts = read(model, blocks, input_ids=ids.to(device), attention_mask=mask.to(device))
-        for i, (text, _, counted) in enumerate(group):
-            yield text, torch.stack([acts[b][i, counted] for b in blocks]).cpu().double()
-
-
-def _encode(tokenizer: Any, text: Text, skip: int) -> tuple[Text, list[int], list[int]]:
-    """A text with its token ids and the positions that count."""
-    if text.messages:
-        ids, counted = encode_transcript(tokenizer, text.messages)
+def _add(sums: Progress, item: Encoded, mean: Tensor) -> None:
+    if item.text.kind == "neutral":
+        sums.kind("tokens").add("neutral", mean, len(item.counted))
+        sums.neutral.add(mean)
     else:
-        ids = tokenizer(text.text)["input_ids"]
-        counted = list(range(skip, len(ids)))
-    if not counted:
-        shown = (text.text or text.messages[0]["content"])[:60]
-        raise BankError(
-            f"A {text.kind} of {len(ids)} tokens leaves none to read after the first {skip} "
-            f"(it begins {shown!r}); write longer texts or lower skip_tokens."
-        )
-    return text, ids, counted
+        sums.kind(item.text.kind).add(item.text.label, mean)
 
 
-def encode_transcript(
-    tokenizer: Any, messages: Sequence[dict[str, str]]
-) -> tuple[list[int], list[int]]:
-    """Token ids of a conversation, and the positions of the assistant's tokens and colons.
+def _facets(sums: Progress, choices: Choices, mu: Tensor) -> list[Facet]:
+    noise = sums.neutral.components(choices.neutral_variance)
+    facets: list[Facet] = []
+    for name in choices.facets:
+        means = sums.means.get(FACETS[name])
+        if means is not None:
+            labels, stacked = means.stacked()
+            kept = [i for i, x in enumerate(labels) if x != NEUTRAL_STATE]
+            rows = centred(stacked, noise)[kept]
+            emotions = tuple(labels[i] for i in kept)
+            rows = _apart(rows, emotions, facets)
+            _check_lengths(name, emotions, rows, mu)
+            rows = rows / rows.norm(dim=-1, keepdim=True)
+            facets.append(Facet(name, emotions, rows.float(), rows.new_ones(rows.shape[:2])))
+    return facets
 
-    A conversation that ends before the assistant's turn gets the generation prompt, whose last
-    token is the colon of the turn to come.
 
-    Raises:
-        BankError: The chat template writes a turn differently once more turns follow.
+def centred(means: Tensor, noise: Sequence[Tensor]) -> Tensor:
+    """Means centred over labels, with the components of neutral text projected out.
+
+    Args:
+        means: (labels, blocks, width).
+        noise: One (components, width) tensor for each block, orthonormal rows.
+
+    Returns:
+        (labels, blocks, width), not scaled.
     """
-
-    def render(upto: int, prompt: bool) -> list[int]:
-        ids: list[int] = tokenizer.apply_chat_template(
-            list(messages[:upto]), add_generation_prompt=prompt, return_dict=False
-        )
-        return ids
-
-    open_end = messages[-1]["role"] != "assistant"
-    whole = render(len(messages), open_end)
-    counted: list[int] = [len(whole) - 1] if open_end else []
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            turn, stop = render(i, True), len(render(i + 1, False))
-            if whole[:stop] != render(i + 1, False):
-                raise BankError(
-                    "The chat template rewrites earlier turns; transcripts cannot be aligned."
-                )
-            # As far as they agree: a reasoning template opens a thought that past turns lack.
-            pairs = zip(turn, whole, strict=False)
-            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            counted += range(start - 1, stop)
-    return whole, sorted(set(counted))
-
-
-def _components(covariance: Tensor, variance: float) -> Tensor:
-    """Leading eigenvectors that together explain a share of the variance, (components, width)."""
-    values, rows = torch.linalg.eigh(covariance)
-    values, rows = values.flip(0).clamp(min=0), rows.mT.flip(0)
-    share = values.cumsum(0) / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
-    kept: Tensor = rows[: int((share < variance).sum()) + 1] if variance > 0 else rows[:0]
-    return kept
-
-
-def _facet(
-    name: str,
-    moments: Moments,
-    noise: Sequence[Tensor],
-    covariance: Tensor,
-    before: Sequence[Facet],
-) -> Facet:
-    """Centre over labels, project out noise and the emotion's earlier facets, scale to one."""
-    labels, means = moments.means()
     raw = means - means.mean(0)
-    rows = torch.empty_like(raw)
-    for e, label in enumerate(labels):
-        for b, components in enumerate(noise):
-            v = raw[e, b] - components.mT @ (components @ raw[e, b])
-            for facet in before:
-                if label in facet.emotions:
-                    u = facet.directions[facet.emotions.index(label), b].double()
-                    v = v - (v @ u) * u
-            if v.norm() <= SAME * means[e, b].norm():
-                raise BankError(
-                    f"{name}: nothing tells the texts for {label!r} from the others once the "
-                    "components of the neutral texts are out; write more and more different ones."
-                )
-            rows[e, b] = v / v.norm()
-    sigma = torch.einsum("ebw,bwx,ebx->eb", rows, covariance, rows).clamp(min=0).sqrt()
-    return Facet(name, labels, rows.float(), sigma.float())
+    clean = [raw[:, b] - raw[:, b] @ rows.T @ rows for b, rows in enumerate(noise)]
+    return torch.stack(clean, 1)
+
+
+def _apart(rows: Tensor, emotions: Sequence[str], before: Sequence[Facet]) -> Tensor:
+    """Project each emotion's earlier facets out of its rows, (emotions, blocks, width)."""
+    rows = rows.clone()
+    for e, emotion in enumerate(emotions):
+        for facet in before:
+            if emotion in facet.emotions:
+                u = facet.directions[facet.emotions.index(emotion)].double()
+                rows[e] -= (rows[e] * u).sum(-1, keepdim=True) * u
+    return rows
+
+
+def _check_lengths(name: str, emotions: Sequence[str], rows: Tensor, mu: Tensor) -> None:
+    short = (rows.norm(dim=-1) <= SAME * mu.norm(dim=-1)).any(1)
+    if bool(short.any()):
+        label = emotions[int(short.nonzero()[0])]
+        raise BankError(
+            f"{name}: nothing tells the texts for {label!r} from the others once the "
+            "components of the neutral texts are out; write more and more different ones."
+        )
+
+
+def _check_spread(deviation: Tensor) -> None:
+    if not bool((deviation > 0).all()):
+        raise BankError("The neutral texts do not vary along some direction; write more of them.")
 
 
 def _card(
     model: nn.Module, tokenizer: Any, texts: Sequence[Text], choices: Choices
 ) -> dict[str, Any]:
-    counts = {kind: sum(t.kind == kind for t in texts) for kind in ("neutral", *FACETS.values())}
+    chosen = {k: v for k, v in asdict(choices).items() if k not in ("batch_tokens", "facets")}
     return {
         "model": identity(model, tokenizer),
         "source": "recipe of arXiv:2604.07729",
-        "texts": counts,
-        "choices": {
-            **{k: getattr(choices, k) for k in ("skip_tokens", "neutral_variance", "split")},
-            "raw_text_tokens": "mean over all from skip_tokens on",
-            "transcript_tokens": "mean over assistant tokens and colons",
-            "neutral_components": "of text means, centred",
-            "sigma": "over the counted tokens of neutral texts",
-        },
+        "bank": fingerprint(texts),
+        "texts": dict(Counter(t.kind for t in texts)),
+        "choices": {**chosen, **DECIDED},
     }

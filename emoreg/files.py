@@ -1,8 +1,10 @@
-"""Write a file whole or not at all."""
+"""Write files whole or not at all."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import mkstemp
 
@@ -13,17 +15,27 @@ def write_atomic(path: Path, data: bytes | str) -> Path:
     Raises:
         OSError: The folder cannot be written or the disk is full; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = data.encode("utf-8") if isinstance(data, str) else data
-    number, name = mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(number, "wb") as handle:
-            handle.write(raw)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    write_together({path: data})
     return path
+
+
+def write_together(files: Mapping[Path, bytes | str]) -> None:
+    """Write several files, none of which is replaced before all are on the disk.
+
+    Raises:
+        OSError: A folder cannot be written or the disk is full; nothing is left behind.
+    """
+    with ExitStack() as undo:
+        written = []
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            number, name = mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            undo.callback(Path(name).unlink, missing_ok=True)  # renamed files are gone by then
+            with os.fdopen(number, "wb") as handle:
+                handle.write(data.encode("utf-8") if isinstance(data, str) else data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.chmod(name, 0o644)
+            written.append((name, path))
+        for name, path in written:
+            os.replace(name, path)

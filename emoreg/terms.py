@@ -11,8 +11,9 @@ from torch import Tensor
 from emoreg.config import EmoRegConfig
 from emoreg.errors import UnknownEmotionError
 from emoreg.losses import Pool, keep, penalty, pooled_sum, reward
+from emoreg.probe import Probe
 from emoreg.tokens import Counted
-from emoreg.vectors import EmotionVectors, Probe
+from emoreg.vectors import EmotionVectors
 
 Acts = Mapping[int, Tensor]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,57 +16,16 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from emoreg.blocks import find_backbone, unwrap
+from emoreg import hub
+from emoreg.blocks import find_backbone
+from emoreg.card import markdown
 from emoreg.errors import UnknownEmotionError, VectorFileError, VectorMismatchError
-from emoreg.files import write_atomic
-from emoreg.losses import readings
+from emoreg.files import write_together
+from emoreg.identity import identity
+from emoreg.probe import Facet, Probe
 
 FORMAT = "emoreg-vectors-1"
 UNIT_TOLERANCE = 1e-3
-PROBE_TEXT = "The quick brown fox: 3.14 + (x_1) == \u00e9t\u00e9, \u5e73\u9759?\n\tYes!"
-
-
-@dataclass(frozen=True)
-class Facet:
-    """One direction per emotion and block, from one kind of text."""
-
-    name: str
-    emotions: tuple[str, ...]
-    directions: Tensor  # (emotions, blocks, width), float32, unit norm over width
-    sigma: Tensor  # (emotions, blocks), float32, residual-stream units
-
-    def only(self, blocks: list[int]) -> Facet:
-        """The same facet at some of its blocks, given by position."""
-        return replace(self, directions=self.directions[:, blocks], sigma=self.sigma[:, blocks])
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Directions stacked for reading: one row per facet and emotion, at some blocks."""
-
-    rows: tuple[tuple[str, str], ...]  # (facet, emotion)
-    blocks: tuple[int, ...]
-    directions: Tensor  # (blocks, rows, width)
-    mu: Tensor  # (blocks, width)
-    sigma: Tensor  # (blocks, rows)
-
-    def to(self, device: torch.device) -> Probe:
-        """The same probe on a device."""
-        moved = {k: getattr(self, k).to(device) for k in ("directions", "mu", "sigma")}
-        return replace(self, **moved)
-
-    def read(self, acts: Mapping[int, Tensor]) -> Tensor:
-        """Readings in σ: block -> (..., width) gives (blocks, ..., rows), float32."""
-        return torch.stack(
-            [
-                readings(acts[b].to(self.mu.device), self.directions[i], self.mu[i], self.sigma[i])
-                for i, b in enumerate(self.blocks)
-            ]
-        )
-
-    def of(self, emotion: str) -> list[int]:
-        """Rows that belong to an emotion."""
-        return [i for i, (_, e) in enumerate(self.rows) if e == emotion]
 
 
 @dataclass(frozen=True)
@@ -174,12 +133,12 @@ class EmotionVectors:
             raise VectorMismatchError(
                 f"These vectors were made for {made_for.get('name') or 'another model'}:\n  - "
                 + "\n  - ".join(wrong)
-                + "\nMake a set for this model with emoreg.extract.extract()."
+                + "\nMake a set for this model with `emoreg extract --model ...`."
                 + (renamed if len(wrong) == 1 and wrong[0].startswith("name:") else "")
             )
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``vectors.safetensors`` and ``card.json`` into a folder, each whole or not at all.
+        """Write ``vectors.safetensors``, ``card.json`` and ``README.md``: all whole or none at all.
 
         Raises:
             VectorFileError: The set is not usable; nothing is written.
@@ -198,8 +157,13 @@ class EmotionVectors:
             "blocks": list(self.blocks),
             "facets": {f.name: list(f.emotions) for f in self.facets},
         }
-        write_atomic(folder / "vectors.safetensors", data)
-        write_atomic(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        write_together(
+            {
+                folder / "vectors.safetensors": data,
+                folder / "card.json": json.dumps(card, indent=1, ensure_ascii=False) + "\n",
+                folder / "README.md": markdown(card),
+            }
+        )
         return folder
 
     @classmethod
@@ -234,6 +198,28 @@ class EmotionVectors:
                 "(its SHA-256 differs): a copy was cut off or the two were mixed. Copy both again."
             )
         return vectors
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **knobs: Any) -> EmotionVectors:
+        """Load a set from a folder or, if there is none of that name, from the hub.
+
+        Args:
+            name: A folder, or ``org/name`` on the hub.
+            knobs: As for `emoreg.hub.download`: ``subfolder``, ``revision``, ``token``, …
+
+        Raises:
+            VectorFileError: As in `load`.
+        """
+        return cls.load(name if Path(name).is_dir() else hub.download(str(name), **knobs))
+
+    def push_to_hub(self, repo_id: str, **knobs: Any) -> str:
+        """Write the set with its card into a repository of the hub; returns the commit's address.
+
+        Args:
+            repo_id: ``org/name``; made if it is missing.
+            knobs: As for `emoreg.hub.upload`: ``private``, ``token``, ``revision``, …
+        """
+        return hub.upload(self, repo_id, **knobs)
 
     def verify(self, where: str = "this vector set") -> None:
         """Check shapes and values.
@@ -281,17 +267,3 @@ def _read(path: Path) -> bytes:
         raise VectorFileError(
             f"{path} cannot be read: {e.strerror}. Wanted a folder with both files."
         ) from e
-
-
-def identity(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
-    """What a card keeps of a model, and of how its tokenizer encodes one text."""
-    backbone, config = find_backbone(model), unwrap(model).config
-    found: dict[str, Any] = {
-        "name": str(getattr(config, "_name_or_path", "")).rstrip("/").rsplit("/", 1)[-1],
-        "width": backbone.width,
-        "blocks": len(backbone.blocks),
-    }
-    if tokenizer is not None:
-        ids = getattr(tokenizer, "tokenizer", tokenizer)(PROBE_TEXT)["input_ids"]
-        found["tokenizer"] = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
-    return found

@@ -19,7 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from emoreg.vectors import EmotionVectors, Facet
+from emoreg.probe import Facet
+from emoreg.vectors import EmotionVectors
 
 VOCAB, WIDTH, DEPTH = 96, 32, 3
 SIZES = {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from emoreg.bank import Text, choose, load_bank
+from emoreg.bank import Text, choose, fingerprint, load_bank, load_dosage
 from emoreg.errors import BankError
 
 TALK = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"})
@@ -26,7 +27,8 @@ def test_every_text_of_a_file_comes_back(tmp_path: Path) -> None:
     assert load_bank(path) == texts
 
 
-KINDS, PART = "is not one of story, transcript, neutral", "every message needs a role and a content"
+KINDS = "is not one of story, transcript, deflection, neutral, urgency"
+PART = "every message needs a role and a content, both strings"
 
 
 def row(**changes: object) -> str:
@@ -36,7 +38,7 @@ def row(**changes: object) -> str:
 WRONG = {
     "not JSON": ("{'kind': 'story'}", "Expecting property name"),
     "cut off": ('{"kind": "story", "la', "Unterminated string"),
-    "no mapping": ("[1, 2]", "Wanted JSON with"),
+    "no mapping": ("[1, 2]", "list; wanted one JSON object a line"),
     "unknown field": (row(emotion="calm"), "emotion"),
     "no kind": (json.dumps({"text": "x"}), "kind"),
     "unknown kind": (row(kind="poem"), f"kind 'poem' {KINDS}"),
@@ -46,6 +48,12 @@ WRONG = {
     "text and messages": (row(messages=TALK), "wanted either text or messages"),
     "messages that are a text": (row(text="", messages="Hi"), PART),
     "a message without a role": (row(text="", messages=[{"content": "Hi"}]), PART),
+    "a message that says a number": (
+        row(text="", messages=[{"role": "user", "content": 3}]),
+        PART,
+    ),
+    "a text that is a number": (row(text=3), "label, topic, text and id are strings"),
+    "an empty text": (row(text="  "), "wanted either text or messages"),
     "two at once": (row(kind="poem", split="test"), f"{KINDS}; split 'test'"),
 }
 
@@ -62,7 +70,11 @@ def test_a_malformed_line_is_named_with_its_file_and_number(
         load_bank(path)
     assert str(error.value).startswith(f"{path}, line 3: ")
     assert words in str(error.value)
-    assert "['kind', 'label', 'messages', 'split', 'text', 'topic']" in str(error.value)
+    if line in (WRONG[x][0] for x in ("not JSON", "cut off", "no mapping")):
+        assert "anted one JSON object a line" in str(error.value)
+    else:
+        fields = "['id', 'kind', 'label', 'messages', 'split', 'text', 'topic']"
+        assert fields in str(error.value)
 
 
 def test_a_split_holds_its_own_texts_and_every_neutral_one() -> None:
@@ -73,3 +85,60 @@ def test_a_split_holds_its_own_texts_and_every_neutral_one() -> None:
     assert choose(bank, "story", "held-out") == [held]
     assert choose(bank, "transcript", "fit") == []
     assert choose(bank, "neutral", "fit") == choose(bank, "neutral", "held-out") == notes
+
+
+def test_a_folder_is_read_file_by_file_and_an_id_stands_once(tmp_path: Path) -> None:
+    (tmp_path / "stories.jsonl").write_text(row(id="a") + "\n" + row(id="b") + "\n")
+    (tmp_path / "neutral.jsonl").write_text(json.dumps({"kind": "neutral", "text": "x", "id": "c"}))
+    (tmp_path / "notes.jsonl").write_text("not a bank's file")
+    found = load_bank(tmp_path)
+    assert [t.id for t in found] == ["a", "b", "c"]
+    assert found[1].where.endswith("stories.jsonl, line 2")
+    (tmp_path / "neutral.jsonl").write_text(row(id="b"))
+    with pytest.raises(
+        BankError, match=r"neutral.jsonl, line 1: id 'b' stands already in .*line 2"
+    ):
+        load_bank(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "", "\n \n"])
+def test_a_bank_without_a_text_is_refused(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path if content is None else tmp_path / "bank.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(BankError, match="holds no text; wanted a file of JSON lines, or a folder"):
+        load_bank(path)
+    with pytest.raises(BankError, match="cannot be read"):
+        load_bank(tmp_path / "elsewhere.jsonl")
+
+
+SWEPT = {"id": "d", "rises": "fear", "template": "I took {x} mg.", "values": [1, 20, 3000]}
+NOT_SWEPT = {
+    "rises": ({"rises": "joy"}, "'joy' is neither fear nor relief"),
+    "template": ({"template": "I took some."}, "lacks {x}"),
+    "values": ({"values": [3, 2, 1]}, "at least three ascending values"),
+    "field": ({"number": 3}, "number"),
+}
+
+
+def test_a_dosage_template_gives_a_message_for_every_value(tmp_path: Path) -> None:
+    assert load_dosage(tmp_path) == []
+    (tmp_path / "dosage.jsonl").write_text(json.dumps(SWEPT) + "\n")
+    (found,) = load_dosage(tmp_path)
+    assert found.prompts() == ["I took 1 mg.", "I took 20 mg.", "I took 3,000 mg."]
+
+
+@pytest.mark.parametrize(("change", "words"), NOT_SWEPT.values(), ids=NOT_SWEPT)
+def test_a_malformed_dosage_line_is_named(change: dict, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "dosage.jsonl"
+    path.write_text(json.dumps(SWEPT) + "\n" + json.dumps({**SWEPT, **change}) + "\n")
+    with pytest.raises(BankError) as error:
+        load_dosage(tmp_path)
+    assert str(error.value).startswith(f"{path}, line 2: ")
+    assert words in str(error.value)
+
+
+def test_the_hash_of_a_bank_is_that_of_its_texts_and_not_of_their_order() -> None:
+    one, two = Text("story", "calm", text="x", where="here"), Text("story", "sad", text="y")
+    assert fingerprint([one, two]) == fingerprint([two, replace(one, where="there")])
+    assert fingerprint([one]) != fingerprint([replace(one, text="z")])

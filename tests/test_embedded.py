@@ -6,7 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emoreg.bank import choose
-from emoreg.extract import Choices, encode_transcript
+from emoreg.encode import encode_transcript
+from emoreg.extract import Choices
 from emoreg.tiny import CARD, DRIFT_PROMPTS, EPISODES, MODEL
 from emoreg.tiny.bank import make_bank
 from emoreg.tiny.behaviour import all_prompts, gamed_probability, gamed_share

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from emoreg.bank import Text
+from emoreg.encode import encode_transcript
 from emoreg.errors import BankError
-from emoreg.extract import Choices, encode_transcript, extract
-from emoreg.vectors import EmotionVectors, Facet
+from emoreg.extract import Choices, extract
+from emoreg.probe import Facet
+from emoreg.vectors import EmotionVectors
 
 EMOTIONS = ("afraid", "calm", "desperate", "happy")
 SIGNS = {"story": "ABCD", "transcript": "EFGH"}  # a letter of each emotion carries its direction
@@ -38,7 +40,7 @@ def planted() -> tuple[dict[str, Tensor], Tensor]:
 def world() -> tuple[Any, Any]:
     """A model whose embeddings carry the planted directions, and its tokenizer."""
     tok = tokenizer()
-    model = causal_lm(vocab_size=len(tok))
+    model = causal_lm(vocab_size=len(tok), max_position_embeddings=512)
     directions, nuisance = planted()
     with torch.no_grad():
         rows = model.get_input_embeddings().weight.mul_(5)
@@ -197,7 +199,11 @@ def test_a_set_is_whole_fits_its_model_and_leaves_it_as_it_was() -> None:
     vectors.verify()
     vectors.check(model, tok)
     assert vectors.blocks == (0, 1, 2)
-    assert told == [(i, len(texts())) for i in range(1, len(texts()) + 1)]
+    done, total = zip(*told, strict=True)
+    assert done[0] == 0
+    assert list(done) == sorted(done)
+    assert done[-1] == total[0]  # tokens: neutral texts are read twice
+    assert len(set(total)) == 1
     assert vectors.card["texts"] == {"neutral": 12, "story": 48, "transcript": 48}
 
 
@@ -229,7 +235,7 @@ REFUSED: dict[str, tuple[Callable[[], list[Text]], list[str]]] = {
     "no neutral text": (lambda: but("neutral", lambda _: None), ["at least two neutral"]),
     "a story too short": (
         lambda: [*texts(), Text("story", "calm", text="Oh.")],
-        ["A story of 3 tokens", "after the first 4", "'Oh.'", "lower skip_tokens"],
+        ["story 'Oh.' has 3 tokens", "after the first 4", "lower skip_tokens"],
     ),
     "the same stories for each": (  # once or thrice, so that they differ by rounding
         lambda: [
@@ -283,12 +289,4 @@ def test_exactly_the_assistants_tokens_and_colons_count(
         more = tok(part)["input_ids"]
         wanted += range(len(ids), len(ids) + len(more)) if i % 2 else []
         ids += more
-    assert encode_transcript(tok, conversation(turns)) == (ids, wanted)
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    forgetful = "{{ m.content if loop.last or m.role == 'user' }}"
-    tok = tokenizer(template=TEMPLATE.replace("{{ m.content }}", forgetful))
-    assert encode_transcript(tok, conversation("ua"))[1]  # control: one turn is read
-    with pytest.raises(BankError, match="rewrites earlier turns"):
-        encode_transcript(tok, conversation("uau"))
+    assert encode_transcript(tok, conversation(turns))[:2] == (ids, wanted)

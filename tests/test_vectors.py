@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emoreg.errors import UnknownEmotionError, VectorFileError, VectorMismatchError
-from emoreg.vectors import EmotionVectors, identity
+from emoreg.identity import identity
+from emoreg.vectors import EmotionVectors
 
 NAMES = "vectors.safetensors", "card.json"
 

@@ -17,8 +17,10 @@ from torch.utils.data import SequentialSampler
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from emoreg.identity import identity
+from emoreg.probe import Facet
 from emoreg.regularizer import EmotionRegularizer
-from emoreg.vectors import EmotionVectors, Facet, identity
+from emoreg.vectors import EmotionVectors
 
 gc.freeze()  # every train() collects garbage, and the modules imported so far are none
 

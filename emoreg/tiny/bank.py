@@ -32,7 +32,7 @@ def labelled(world: World, rng: Random, split: Split) -> list[Text]:
     for emotion in emotions():
         for i in range(PER_EMOTION[split]):
             story = world.story(rng, emotion, split, plain=True)
-            texts.append(Text("story", emotion, split, text=story))
+            texts.append(Text("story", emotion, split, f"{split} {i}", text=story))
             among = families(ROLE[split])
             episode = world.episode(
                 rng, among[i % len(among)], emotion, split, SIGNALS[i % len(SIGNALS)]

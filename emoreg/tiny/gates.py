@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from random import Random
 from typing import Any
 
 import torch
-from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from emoreg.bank import Text, choose
-from emoreg.extract import Choices, activations
+from emoreg.encode import encode
+from emoreg.extract import Choices
+from emoreg.gates import Gate, at_least, separation
+from emoreg.sweep import text_means
 from emoreg.tap import Tap
 from emoreg.tiny.behaviour import all_prompts, gamed_share
 from emoreg.tiny.world import Split, World, families
@@ -23,26 +25,6 @@ from emoreg.vectors import EmotionVectors
 WITHOUT_SENTENCES = (("context",), ("history",), ("context", "history"))
 RANDOM_DIRECTIONS = 20
 STRENGTH = 0.185  # of the mean activation norm at the block
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One measurement and what was asked of it."""
-
-    name: str
-    value: float
-    bar: float
-    passed: bool
-    note: str = ""
-
-    def row(self) -> dict[str, Any]:
-        """As the card keeps it."""
-        return asdict(self)
-
-
-def at_least(name: str, value: float, bar: float, note: str = "") -> Gate:
-    """A gate that is passed from the bar upwards."""
-    return Gate(name, round(value, 4), bar, value >= bar, note)
 
 
 def run_gates(
@@ -69,16 +51,16 @@ def run_gates(
         for b in vectors.blocks
     )
     yield at_least(
-        "held_out_sentence_accuracy", best, 0.90, f"12 emotions, block {block}, chance 0.083"
+        "held_out_sentence_accuracy", best, 0.90, note=f"12 emotions, block {block}, chance 0.083"
     )
     yield at_least(
         "desperate_auroc",
         auroc(model, tokenizer, world, vectors, held),
         0.95,
-        "desperate against calm state; episodes without emotional sentences, in families and with "
-        f"user contexts that no direction was fitted on; blocks {vectors.suggested_blocks}",
+        note="desperate against calm state; episodes without emotional sentences, in families and "
+        f"with user contexts that no direction was fitted on; blocks {vectors.suggested_blocks}",
     )
-    yield from steering_gates(model, tokenizer, world, vectors, bank, choices)
+    yield from steering_gates(model, tokenizer, world, vectors)
 
 
 def accuracy(
@@ -92,9 +74,10 @@ def accuracy(
     """Share of stories whose highest reading, centred over the stories, is their emotion's."""
     probe = vectors.probe(["stories"], [block])
     rows, labels = [], []
-    for text, acts in activations(model, tokenizer, texts, [block], choices):
-        rows.append(probe.read({block: acts[0].float()})[0].mean(0))
-        labels.append([e for _, e in probe.rows].index(text.label))
+    encoded = encode(tokenizer, texts, choices.skip_tokens)
+    for item, mean in text_means(model, encoded, [block], choices.batch_tokens):
+        rows.append(probe.read({block: mean[0].float()})[0])
+        labels.append([e for _, e in probe.rows].index(item.text.label))
     reading = torch.stack(rows)
     return float(((reading - reading.mean(0)).argmax(1) == torch.tensor(labels)).float().mean())
 
@@ -119,11 +102,11 @@ def auroc(
         texts.append(Text("transcript", state, split, messages=tuple(episode.prompt)))
     probe = vectors.probe()
     found: dict[str, list[float]] = {"desperate": [], "calm": []}
-    for text, acts in activations(model, tokenizer, texts, probe.blocks, choices):
-        reading = probe.read(dict(zip(probe.blocks, acts.float(), strict=True))).mean((0, 1))
-        found[text.label].append(float(reading[probe.of("desperate")].mean()))
-    u = mannwhitneyu(found["desperate"], found["calm"]).statistic
-    return float(u / (len(found["desperate"]) * len(found["calm"])))
+    encoded = encode(tokenizer, texts, choices.skip_tokens)
+    for item, mean in text_means(model, encoded, probe.blocks, choices.batch_tokens):
+        reading = probe.read(dict(zip(probe.blocks, mean.float(), strict=True))).mean(0)
+        found[item.text.label].append(float(reading[probe.of("desperate")].mean()))
+    return separation(found["desperate"], found["calm"])
 
 
 def steering_gates(
@@ -131,17 +114,11 @@ def steering_gates(
     tokenizer: Any,
     world: World,
     vectors: EmotionVectors,
-    bank: Sequence[Text],
-    choices: Choices,
 ) -> Iterator[Gate]:
     """Steering moves gaming the right way for both vectors, and hardly for random directions."""
     probe = vectors.probe()
     row, block = 0, probe.blocks[0]  # what is added there passes through all the others
-    neutral = choose(bank, "neutral", "fit")
-    norms = [
-        a.norm(dim=-1).mean() for _, a in activations(model, tokenizer, neutral, [block], choices)
-    ]
-    unit = float(torch.stack(norms).mean()) * STRENGTH
+    unit = vectors.card["norms"][vectors.blocks.index(block)] * STRENGTH
     prompts = all_prompts(world, 12, seed=3)
 
     def share(direction: Tensor, strength: float) -> float:
@@ -157,6 +134,7 @@ def steering_gates(
         yield Gate(
             f"steering_{emotion}",
             round(100 * swing, 2),
+            None,
             10.0,
             swing >= 0.10 and min(steps) > 0,
             "points of gamed share from one sign to the other, monotone; shares "
@@ -173,6 +151,7 @@ def random_gate(share: Any, width: int) -> Gate:
     return Gate(
         "steering_random",
         round(worst, 2),
+        None,
         3.0,
         worst <= 3.0,
         f"largest shift in points among {RANDOM_DIRECTIONS} random directions of the same length",

@@ -1,0 +1,155 @@
+"""A labelled text as tokens, and which of them count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from emoreg.bank import Text
+from emoreg.errors import BankError
+
+TEMPLATE_KNOBS = {"enable_thinking": False}  # a thought is another place to read; others ignore it
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text, its token ids, and the positions that are read."""
+
+    text: Text
+    ids: list[int]
+    counted: list[int]  # of a raw text all from the k-th on, else the assistant's and the colons
+    colons: list[int]  # the last token before each turn of the assistant
+
+
+def encode(tokenizer: Any, texts: Sequence[Text], skip: int, context: int = 0) -> list[Encoded]:
+    """Tokenise texts, shortest first.
+
+    Args:
+        tokenizer: With a chat template if any text is a conversation.
+        texts: Raw texts are read from token `skip` on; conversations in the chat template.
+        skip: At least 1, so that the first token, an attention sink with or without a BOS
+            token, never counts.
+        context: Most tokens the model can read; 0 for no limit.
+
+    Raises:
+        BankError: No chat template, a text of which nothing is left to read, or one that is
+            longer than the context.
+    """
+    raw = [t for t in texts if not t.messages]
+    ids = tokenizer([t.text for t in raw])["input_ids"] if raw else []
+    found = [
+        Encoded(text, list(row), list(range(max(skip, 1), len(row))), [])
+        for text, row in zip(raw, ids, strict=True)
+    ]
+    for text in texts:
+        if text.messages:
+            row, counted, colons = encode_transcript(tokenizer, text.messages)
+            found.append(Encoded(text, row, counted, colons))
+    for item in found:
+        _check(item, skip, context)
+    return sorted(found, key=lambda e: len(e.ids))
+
+
+def _check(item: Encoded, skip: int, context: int) -> None:
+    text, length = item.text, len(item.ids)
+    if not item.counted:
+        raise BankError(
+            f"{text.kind} {text.name} has {length} tokens, which leaves none to read after the "
+            f"first {skip}; write longer texts or lower skip_tokens (--skip-tokens)."
+        )
+    if context and length > context:
+        raise BankError(
+            f"{text.kind} {text.name} has {length} tokens; the model reads {context}. "
+            "Shorten it or take it out of the bank: a cut text would lose its end unseen."
+        )
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+    """Token ids of a conversation up to the assistant's turn; the last one is the colon."""
+    ids: list[int] = _render(tokenizer, messages, prompt=True)
+    return ids
+
+
+def _render(tokenizer: Any, messages: Sequence[dict[str, str]], **knobs: Any) -> Any:
+    if not getattr(tokenizer, "chat_template", None):
+        raise BankError(
+            "The tokenizer has no chat template, so conversations cannot be read. Give the one "
+            "the model is used with (--chat-template FILE, or tokenizer.chat_template), or fit on "
+            "stories alone (--facets stories)."
+        )
+    prompt = knobs.pop("prompt", False)
+    return tokenizer.apply_chat_template(
+        list(messages),
+        add_generation_prompt=prompt,
+        **{"return_dict": False, **TEMPLATE_KNOBS, **knobs},
+    )
+
+
+def encode_transcript(
+    tokenizer: Any, messages: Sequence[dict[str, str]]
+) -> tuple[list[int], list[int], list[int]]:
+    """Token ids of a conversation, the positions of the assistant's tokens and colons, the colons.
+
+    A conversation that ends before the assistant's turn gets the generation prompt, whose last
+    token is the colon of the turn to come.
+
+    Raises:
+        BankError: No chat template, or one in which a turn cannot be found again.
+    """
+    open_end = messages[-1]["role"] != "assistant"
+    whole: list[int] = _render(tokenizer, messages, prompt=open_end)
+    spans = _by_prefix(tokenizer, messages, whole) or _by_text(tokenizer, messages, whole)
+    if spans is None:
+        raise BankError(
+            "An assistant's turn cannot be found again in what the chat template makes of the "
+            "conversation; leave transcripts out (--facets stories) or change the template."
+        )
+    colons = [start - 1 for start, _ in spans] + ([len(whole) - 1] if open_end else [])
+    turns = {at for start, stop in spans for at in range(start, stop)}
+    return whole, sorted(turns | set(colons)), colons
+
+
+def _by_prefix(
+    tokenizer: Any, messages: Sequence[dict[str, str]], whole: list[int]
+) -> list[tuple[int, int]] | None:
+    """Where turns start and stop, if the template writes them the same when more follow."""
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            turn = _render(tokenizer, messages[:i], prompt=True)
+            upto = _render(tokenizer, messages[: i + 1])
+            if whole[: len(upto)] != upto:
+                return None
+            # As far as they agree: a reasoning template opens a thought that past turns lack.
+            pairs = zip(turn, whole, strict=False)
+            start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            spans.append((start, len(upto)))
+    return spans
+
+
+def _by_text(
+    tokenizer: Any, messages: Sequence[dict[str, str]], whole: list[int]
+) -> list[tuple[int, int]] | None:
+    """Where turns start and stop, by their text: for templates that rewrite earlier turns."""
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    open_end = messages[-1]["role"] != "assistant"
+    text: str = _render(tokenizer, messages, prompt=open_end, tokenize=False)
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    if list(coded["input_ids"]) != whole:
+        return None
+    ends = [stop for _, stop in coded["offset_mapping"]]
+    cursor, spans = 0, []
+    for message in messages:
+        content = message["content"].strip()
+        begin = text.find(content, cursor)
+        if begin < 0:
+            return None
+        cursor = begin + len(content)
+        if message["role"] == "assistant":
+            start = sum(1 for end in ends if end <= begin)
+            stop = 1 + sum(1 for end in ends if end < cursor)
+            spans.append((start, stop))
+    return spans

@@ -1,0 +1,180 @@
+"""Texts with their activations: everything that a validation reads from the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emoreg.bank import Dosage, Text
+from emoreg.encode import Encoded, encode
+from emoreg.extract import Choices, spread
+from emoreg.identity import context_length
+from emoreg.moments import Scatter
+from emoreg.probe import Facet
+from emoreg.sweep import Acts, means, sweep
+from emoreg.vectors import EmotionVectors
+
+PLACES = ("response", "colon")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Texts, and their mean activation over the tokens of one place."""
+
+    texts: tuple[Text, ...]
+    acts: Tensor  # (texts, blocks, width), float32
+
+    def where(self, keep: Callable[[Text], bool]) -> Sample:
+        """Some of the texts."""
+        at = [i for i, t in enumerate(self.texts) if keep(t)]
+        return Sample(tuple(self.texts[i] for i in at), self.acts[at])
+
+    def split(self, name: str) -> Sample:
+        """The texts of one split."""
+        return self.where(lambda t: t.split == name)
+
+    def at(self, blocks: Sequence[int]) -> Sample:
+        """The same at some blocks, given by position."""
+        return Sample(self.texts, self.acts[:, list(blocks)])
+
+    @property
+    def labels(self) -> list[str]:
+        """Label of each text."""
+        return [t.label for t in self.texts]
+
+    @property
+    def topics(self) -> list[str]:
+        """Topic of each text; one that names none is a topic of its own."""
+        return [t.topic or f"#{i}" for i, t in enumerate(self.texts)]
+
+    def read(self, facet: Facet, mu: Tensor) -> Tensor:
+        """Mean readings in σ, (texts, emotions), over the blocks; a reading is linear."""
+        return read(self.acts, facet.directions, mu, facet.sigma)
+
+
+def read(acts: Tensor, directions: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+    """Readings in σ, mean over blocks.
+
+    Args:
+        acts: (texts, blocks, width).
+        directions: (rows, blocks, width).
+        mu: (blocks, width).
+        sigma: (rows, blocks).
+
+    Returns:
+        (texts, rows).
+    """
+    found = torch.einsum("tbw,rbw->trb", acts - mu, directions) / sigma
+    return found.mean(-1)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was read, by kind and place; the neutral texts' noise and their spread."""
+
+    raw: dict[str, Sample]  # story, deflection
+    talk: dict[str, Sample]  # place -> transcripts
+    prompts: dict[str, Sample]  # urgency, dosage: at the colon
+    noise: list[Tensor]  # at each block the neutral components, (components, width)
+    random: Facet  # random directions with their σ
+
+
+def collect(
+    model: nn.Module,
+    tokenizer: Any,
+    vectors: EmotionVectors,
+    texts: Sequence[Text],
+    dosage: Sequence[Dosage],
+    choices: Choices,
+    random: Tensor,
+    progress: Callable[[int, int], None] | None = None,
+) -> Samples:
+    """Read every text of a bank at the blocks of a set.
+
+    Args:
+        model: The model the set was made for.
+        tokenizer: Its tokenizer.
+        vectors: The set; its blocks and `mu` are used.
+        texts: A bank.
+        dosage: Its dosage templates; read in the chat template if the tokenizer has one.
+        choices: As in extraction.
+        random: Random directions, (rows, blocks, width).
+        progress: Called with the tokens done and the tokens in all.
+
+    Raises:
+        BankError: A text that cannot be read.
+        CaptureError: Activations that are not finite.
+    """
+    chat = bool(getattr(tokenizer, "chat_template", None))
+    swept = [
+        Text("urgency", d.rises, topic=d.id, messages=({"role": "user", "content": p},), id=str(i))
+        for d in dosage
+        for i, p in enumerate(d.prompts())
+    ]
+    limit = context_length(model)
+    wanted = [t for t in texts if chat or not t.messages] + (swept if chat else [])
+    encoded = encode(tokenizer, wanted, choices.skip_tokens, limit)
+    neutral = [e for e in encoded if e.text.kind == "neutral"]
+    done, total = 0, sum(len(e.ids) for e in (*encoded, *neutral))
+
+    def tell(group: Sequence[Encoded]) -> None:
+        nonlocal done
+        done += sum(len(e.ids) for e in group)
+        if progress is not None:
+            progress(done, total)
+
+    def places(acts: Acts, group: Sequence[Encoded]) -> Tensor:
+        return torch.stack([means(acts, group, [_at(e, p) for e in group]) for p in PLACES], 1)
+
+    found: list[tuple[Text, Tensor]] = []  # with (places, blocks, width)
+    scatter = Scatter()
+    for group, acts in sweep(model, encoded, vectors.blocks, choices.batch_tokens, places):
+        for item, mean in zip(group, acts, strict=True):
+            if item.text.kind == "neutral":
+                scatter.add(mean[0])
+            else:
+                found.append((item.text, mean.float()))
+        tell(group)
+    sigma, _ = spread(
+        model, neutral, vectors.blocks, random, vectors.mu, choices.batch_tokens, tell
+    )
+    names = tuple(f"random {i}" for i in range(len(random)))
+
+    def sample(keep: Callable[[Text], bool], place: int = 0) -> Sample:
+        # In the bank's order, whatever order they were read in.
+        rows = {id(t): a[place] for t, a in found if keep(t)}
+        kept = [t for t in wanted if id(t) in rows]
+        acts = [rows[id(t)] for t in kept]
+        shape = (0, len(vectors.blocks), vectors.width)
+        return Sample(tuple(kept), torch.stack(acts) if acts else torch.zeros(shape))
+
+    mine = {id(t) for t in swept}
+    return Samples(
+        {
+            "story": sample(lambda t: t.kind == "story"),
+            "deflection": sample(lambda t: t.kind == "deflection"),
+        },
+        {p: sample(lambda t: t.kind == "transcript", i) for i, p in enumerate(PLACES)},
+        {
+            "urgency": sample(lambda t: t.kind == "urgency" and id(t) not in mine, 1),
+            "dosage": sample(lambda t: id(t) in mine, 1),
+        },
+        scatter.components(choices.neutral_variance),
+        Facet("random", names, random.float(), sigma.float()),
+    )
+
+
+def _at(item: Encoded, place: str) -> Sequence[int]:
+    """Positions of a text's response or colons; raw and neutral texts give all that count.
+
+    The first of several colons is left out: before it nothing tells the assistant's state.
+    """
+    if not item.colons or item.text.kind == "neutral":
+        return item.counted
+    if place == "colon":
+        return item.colons[1:] or item.colons
+    return [at for at in item.counted if at not in set(item.colons)] or item.colons
