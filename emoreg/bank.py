@@ -84,7 +84,7 @@ class Dosage:
 
     def prompts(self) -> list[str]:
         """The message at every value."""
-        return [self.template.replace("{x}", f"{value:,g}") for value in self.values]
+        return [self.template.replace("{x}", f"{value:,}") for value in self.values]
 
 
 def _is_message(message: dict[str, Any]) -> bool:

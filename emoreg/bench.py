@@ -134,19 +134,24 @@ class Bench:
             return unmeasured(name, "no held-out transcripts, or no such emotion in the set")
         rows = [test.read(f, self.mu)[:, f.emotions.index(emotion)] for f in facets]
         own = torch.stack(rows).mean(0)
-        chance = []
-        for labels in refits.shuffled(fit, SHUFFLES, 5):
-            names, scores = refits.predict(fit, labels, test, self.noise)
-            chance.append(refits.auroc(scores[:, names.index(emotion)], test.labels, emotion))
+        chance = [
+            refits.auroc(own, labels, emotion) for labels in refits.shuffled(test, SHUFFLES, 5)
+        ]
+        value = refits.auroc(own, test.labels, emotion)
+        noise = sum(
+            refits.auroc(column, test.labels, emotion) >= value
+            for column in test.read(self.random, self.mu).T
+        )
         return at_least(
             name,
-            refits.auroc(own, test.labels, emotion),
+            value,
             0.7,
             {
                 "bag_of_words": bag_of_words_auroc(fit.texts, test.texts, emotion),
                 "shuffled_labels_p95": _p95(chance),
             },
-            f"mean of {' and '.join(f.name for f in facets)}; {len(test.texts)} transcripts",
+            f"mean of {' and '.join(f.name for f in facets)}; {len(test.texts)} transcripts; "
+            f"{noise} of {len(self.random.emotions)} random directions do as well",
         )
 
     def specificity(self) -> Gate:

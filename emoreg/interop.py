@@ -15,6 +15,8 @@ None of the three holds `mu` and sigma, so what comes back is calibrated on neut
 from __future__ import annotations
 
 import pickle
+import struct
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ from emoreg.sweep import text_means
 from emoreg.vectors import EmotionVectors
 
 ARCHITECTURE = "controlvector"
+_USUAL = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+BROKEN = (*_USUAL, pickle.UnpicklingError, struct.error)  # what torch raises for a damaged file
 Directions = Mapping[int, Tensor]  # block -> (width,)
 
 
@@ -152,9 +156,11 @@ def read_persona(path: Path) -> dict[int, Tensor]:
     Raises:
         VectorFileError: The file cannot be read, or is no tensor of rows.
     """
+    if not zipfile.is_zipfile(path):
+        raise VectorFileError(f"{path} cannot be read as a tensor: torch.save did not write it.")
     try:
         whole = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
+    except BROKEN as e:
         raise VectorFileError(f"{path} cannot be read as a tensor: {e}") from e
     if not isinstance(whole, Tensor) or whole.dim() != 2 or len(whole) < 2:
         shape = tuple(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from emoreg.cli import main
-from emoreg.demo_tables import tables
 from emoreg.demo import ARMS, Bench, about, arm_summary, recipe, run
+from emoreg.demo_tables import tables
 from emoreg.errors import ConfigError
 from emoreg.reporting import write_report
 
