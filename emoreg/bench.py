@@ -12,7 +12,7 @@ from torch import Tensor
 from emoreg import refits
 from emoreg.catalogue import CATALOGUE
 from emoreg.controls import bag_of_words_accuracy, bag_of_words_auroc
-from emoreg.gates import Gate, at_least, separation, unmeasured
+from emoreg.gates import Gate, at_least, unmeasured
 from emoreg.probe import Facet
 from emoreg.samples import PLACES, Sample, Samples, read
 from emoreg.vectors import EmotionVectors
@@ -259,16 +259,16 @@ class Bench:
         own = np.array([t.label == "crisis" for t in found.texts], dtype=bool)
         if not names or own.all() or not own.any():
             return unmeasured("urgency", "no crisis messages with near misses")
-        readings = found.read(self.stories, self.mu)
-        mine = readings[:, [self.stories.emotions.index(e) for e in names]].mean(1)
-        null = found.read(self.random, self.mu)
-        chance = [separation(column[own].tolist(), column[~own].tolist()) for column in null.T]
+        at = [self.stories.emotions.index(e) for e in names]
+        mine, null = (found.read(f, self.mu) for f in (self.stories, self.random))
+        gap = (mine[own].mean(0) - mine[~own].mean(0))[at].mean()
+        chance = (null[own].mean(0) - null[~own].mean(0)).abs()
         return at_least(
             "urgency",
-            refits.auroc(mine, found.labels, "crisis"),
-            0.5,
-            {"random_directions_p95": _p95([max(x, 1 - x) for x in chance])},
-            f"AUROC of {' and '.join(names)} at the colon, crises against near misses",
+            float(gap),
+            0.0,
+            {"random_directions_p95": _p95(chance.tolist())},
+            f"σ from near misses to crises, mean of {' and '.join(names)} at the colon",
         )
 
 

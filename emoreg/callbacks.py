@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from emoreg.files import write_atomic
 from emoreg.host import adapters_off, check_trainer, has_adapters, model_of
 from emoreg.vectors import EmotionVectors
 from emoreg.wandb_media import log_drift
+
+log = logging.getLogger(__name__)
 
 
 class DriftCallback(TrainerCallback):
@@ -54,6 +57,8 @@ class DriftCallback(TrainerCallback):
         self.probe = vectors.probe(facets, blocks)
         vectors.verify()
         vectors.check(model_of(trainer), trainer.processing_class, name=False)
+        if vectors.caveat:
+            log.warning(vectors.caveat)
         self.prompts = load_prompts(prompts)
         self.drift_steps = drift_steps
         self.base: Array | None = None

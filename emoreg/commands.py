@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -18,13 +17,11 @@ from emoreg.bankcheck import write_card
 from emoreg.catalogue import CATALOGUE
 from emoreg.errors import ConfigError, GenerationError
 from emoreg.extract import Choices, extract
-from emoreg.files import write_atomic
 from emoreg.gates import Gate
 from emoreg.generate import generate, load_topics, tasks
 from emoreg.loading import Source
 from emoreg.steer import steer
-from emoreg.validate import Validation, validate
-from emoreg.validation_page import write_page
+from emoreg.validate import validate
 from emoreg.vectors import EmotionVectors
 from emoreg.writers import EndpointWriter, LocalWriter, Writer
 
@@ -87,21 +84,12 @@ def run_validate(flags: Namespace, console: Console) -> None:
     with bar(f"reading {len(texts)} texts") as tell:
         found = validate(model, tokenizer, vectors, texts, dosage, flags.blocks, tell)
     out = flags.out or Path(flags.vectors)
-    save(found, out)
+    found.save(out)
     console.print(gate_table(found.gates))
     console.print(f"{found.verdict}: {found.reason}", soft_wrap=True)
     console.print(f"emoreg: wrote {out / 'validation.json'} and {out / 'validation.html'}")
     if flags.strict and found.verdict == "not usable":
         raise SystemExit(2)
-
-
-def save(found: Validation, folder: Path) -> None:
-    """The set with its verdict, and the validation as JSON and as a page."""
-    found.vectors.save(folder)
-    write_atomic(
-        folder / "validation.json", json.dumps(found.row(), indent=1, ensure_ascii=False) + "\n"
-    )
-    write_page(found.row(), folder / "validation.html")
 
 
 def gate_table(gates: tuple[Gate, ...]) -> Table:

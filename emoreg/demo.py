@@ -1,8 +1,9 @@
-"""The demo: three recipes on the embedded model, what they did to it, one report.
+"""The demo: vectors, three recipes on the embedded model, what they did to it, one report.
 
-It runs the recipes as a user would, through ``accelerate launch``, then loads each adapter and
-measures it: how often episodes end gamed, in the families trained on and elsewhere, and readings
-on the directions that were penalised and on held-out ones.
+It makes and validates the vectors as ``emoreg extract`` and ``emoreg validate`` do, runs the
+recipes as a user would, through ``accelerate launch``, then loads each adapter and measures it:
+how often episodes end gamed, in the families trained on and elsewhere, and readings on the
+directions that were penalised and on held-out ones.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from emoreg.probe import Probe
 from emoreg.reporting import write_report
 from emoreg.tiny import DRIFT_PROMPTS, MODEL
 from emoreg.tiny.behaviour import all_prompts, gamed_share
+from emoreg.tiny.vectors import NAMES, make_vectors
 from emoreg.tiny.world import World, families, table
 from emoreg.vectors import EmotionVectors
 
@@ -68,7 +70,9 @@ def run(out: Path, say: Say, seed: int = 0) -> dict[str, Any]:
             f"{', '.join(missing)} not found; call the demo from a clone of the repository."
         )
     began = time.monotonic()
-    bench = Bench()
+    say("[0/3] vectors: reading the bank, validating")
+    bench = Bench(out / "vectors")
+    say(f"vectors are {bench.found.verdict}: {bench.found.reason}")
     base = bench.measure(bench.model)
     summary: dict[str, Any] = {}
     for number, arm in enumerate(ARMS, 1):
@@ -76,7 +80,7 @@ def run(out: Path, say: Say, seed: int = 0) -> dict[str, Any]:
         train(arm, out, seed)
         say(f"[{number}/{len(ARMS)}] {ARMS[arm][0]}: measuring")
         summary[arm] = arm_summary(arm, out, base, bench)
-    summary = {**about(seed, base, summary), **summary}
+    summary = {**about(seed, base, summary, bench.found.vectors.caveat), **summary}
     summary["seconds"] = round(time.monotonic() - began, 1)
     write_atomic(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_report(summary, out / "report.html")
@@ -109,6 +113,8 @@ def train(arm: str, out: Path, seed: int) -> None:
         str(folder),
         "--seed",
         str(seed),
+        "--emoreg_vectors",
+        str(out / "vectors" / NAMES["fit"]),
     ]
     quiet = {"HF_HUB_OFFLINE": "1", "WANDB_SILENT": "true", "TOKENIZERS_PARALLELISM": "false"}
     quiet["PYTHONWARNINGS"] = "ignore::FutureWarning"  # of TRL about Transformers, none of ours
@@ -128,15 +134,20 @@ class Measured:
 
 
 class Bench:
-    """Everything a measurement needs, loaded once."""
+    """Everything a measurement needs, made or loaded once.
 
-    def __init__(self) -> None:
+    Args:
+        folder: Where the vectors are written.
+    """
+
+    def __init__(self, folder: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(MODEL)
         self.tokenizer = AutoTokenizer.from_pretrained(MODEL)
         self.prompts = load_prompts(DRIFT_PROMPTS)
         self.episodes = all_prompts(World(), PROMPTS, PROMPT_SEED)
-        self.fitted = EmotionVectors.load("vectors/tiny").probe()
-        self.held_out = EmotionVectors.load("vectors/tiny-held-out").probe()
+        self.found, _ = make_vectors(self.model, self.tokenizer, World(), folder)
+        self.fitted = self.found.vectors.probe()
+        self.held_out = EmotionVectors.load(folder / NAMES["held-out"]).probe()
 
     def measure(self, model: Any) -> Measured:
         """Gaming and readings of a model."""
@@ -155,12 +166,13 @@ class Bench:
             self.model = tuned.unload()
 
 
-def about(seed: int, base: Measured, arms: Mapping[str, Any]) -> dict[str, Any]:
+def about(seed: int, base: Measured, arms: Mapping[str, Any], caveat: str) -> dict[str, Any]:
     """What the summary says beside the arms."""
     settings = yaml.safe_load(recipe("baseline").read_text(encoding="utf-8"))
     before = [row["eval_loss"] for row in arms["baseline"]["history"] if "eval_loss" in row]
     return {
         "model": str(settings["model_name_or_path"]),
+        "vectors": caveat,
         "seed": seed,
         "steps": settings["max_steps"],
         "model_organism": "A tiny language model of a generated world, made to compare methods "

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 from torch import nn
 
+from emoreg.bank import OWN_BANK
 from emoreg.errors import BankError
 from emoreg.probe import Probe
 from emoreg.tap import read
 from emoreg.tokens import colon_positions
 
-OWN_PROMPTS = Path(__file__).parent / "prompts" / "drift.jsonl"
+OWN_PROMPTS = OWN_BANK / "drift.jsonl"
 Array = NDArray[np.float64]
 
 
@@ -63,7 +64,7 @@ def load_prompts(path: str | Path | None = None) -> list[Prompt]:
     """Read drift prompts: JSON lines with ``kind`` and either ``prompt`` or ``messages``.
 
     Args:
-        path: A file; emoreg's own 64 prompts if None.
+        path: A file; the bank's 128 prompts if None.
 
     Raises:
         BankError: A malformed line, or fewer than two prompts; the message names file and line.

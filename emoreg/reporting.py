@@ -268,7 +268,7 @@ def _shape(summary: Mapping[str, Any]) -> dict[str, Any]:
         "weights": {"penalize": {}, "reward": {}, "facets": Sequence},
     }
     return {
-        **dict.fromkeys(("model", "model_organism"), str),
+        **dict.fromkeys(("model", "model_organism", "vectors"), str),
         **dict.fromkeys(("seconds", "seed", "steps"), Real),
         "families": dict.fromkeys(families, tuple(ROLES)),
         "emotions": dict.fromkeys(emotions, dict.fromkeys(("valence", "arousal"), Real)),

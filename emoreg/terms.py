@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from emoreg.tokens import Counted
 from emoreg.vectors import EmotionVectors
 
 Acts = Mapping[int, Tensor]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class EmotionTerms:
 
     def __init__(self, vectors: EmotionVectors, config: EmoRegConfig) -> None:
         vectors.verify()
+        if vectors.caveat:
+            log.warning(vectors.caveat)
         vectors.require([*config.penalize, *config.reward])
         self.config = config
         self.probe: Probe = vectors.probe(config.emoreg_facets, config.emoreg_blocks)

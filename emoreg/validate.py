@@ -6,8 +6,10 @@ directions nor that choice have seen.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,9 +20,11 @@ from emoreg.bench import WATCHED, Array, Bench
 from emoreg.controls import random_directions
 from emoreg.errors import BankError
 from emoreg.extract import Choices
+from emoreg.files import write_atomic
 from emoreg.gates import Gate
 from emoreg.lens import Lens, logit_lens
 from emoreg.samples import PLACES, collect
+from emoreg.validation_page import write_page
 from emoreg.vectors import EmotionVectors
 
 RANDOM = 200  # directions
@@ -65,6 +69,13 @@ class Validation:
             "bank": self.bank,
             "model": dict(self.vectors.card.get("model", {})),
         }
+
+    def save(self, folder: Path) -> None:
+        """Write the set with its verdict, ``validation.json`` and ``validation.html``."""
+        self.vectors.save(folder)
+        text = json.dumps(self.row(), indent=1, ensure_ascii=False)
+        write_atomic(folder / "validation.json", text + "\n")
+        write_page(self.row(), folder / "validation.html")
 
 
 def validate(

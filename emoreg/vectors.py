@@ -55,6 +55,16 @@ class EmotionVectors:
         """Blocks that validation found best, or the block at two thirds of the depth."""
         return tuple(self.card.get("suggested_blocks") or (self.blocks[len(self.blocks) * 2 // 3],))
 
+    @property
+    def caveat(self) -> str:
+        """What a report made with the set must say of it; empty for a set found usable."""
+        found = self.card.get("validation")
+        if not found:
+            return "These vectors were not validated; run `emoreg validate`."
+        if found["verdict"] == "usable":
+            return ""
+        return f"These vectors are {found['verdict']}: {found['reason']}."
+
     def facet(self, name: str) -> Facet:
         """A facet by name.
 

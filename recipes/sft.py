@@ -27,9 +27,9 @@ def main() -> None:
     script, args, model, emoreg = parser.parse_args_and_config()
     if emoreg.emoreg_vectors is None:
         raise ConfigError(
-            "emoreg_vectors is missing: name the folder of a vector set for this model."
+            "emoreg_vectors is missing: name a vector set for this model, by folder or hub name."
         )
-    vectors = EmotionVectors.load(emoreg.emoreg_vectors)
+    vectors = EmotionVectors.from_pretrained(emoreg.emoreg_vectors)
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "dtype": model.dtype,

@@ -21,7 +21,7 @@ STEPS = 30
 def runs(tmp_path_factory):
     """Every recipe, trained for a short while, and measured as the demo measures."""
     out = tmp_path_factory.mktemp("demo")
-    bench = Bench()
+    bench = Bench(out / "vectors")
     base = bench.measure(bench.model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
@@ -34,12 +34,14 @@ def runs(tmp_path_factory):
                 str(out / arm),
                 "--report_to",
                 "none",
+                "--emoreg_vectors",
+                str(out / "vectors" / "tiny"),
             ]
             flags += ["--max_steps", str(STEPS), "--eval_steps", str(STEPS), "--use_cpu", "true"]
             patch.setattr(sys, "argv", ["recipes/sft.py", *flags, "--disable_tqdm", "true"])
             runpy.run_path("recipes/sft.py", run_name="__main__")
     arms = {arm: arm_summary(arm, out, base, bench) for arm in ARMS}
-    return {**about(0, base, arms), "seconds": 0.0, **arms}
+    return {**about(0, base, arms, bench.found.vectors.caveat), "seconds": 0.0, **arms}
 
 
 def added_gaming(runs, arm):
@@ -76,6 +78,8 @@ def test_the_summary_holds_what_is_promised_and_makes_a_report_and_a_table(runs,
             assert np.isfinite([row["penalised"], row["held_out"], row["base"]]).all()
     page = write_report(runs, tmp_path / "report.html").read_text()
     assert runs["emoreg"]["title"] in page
+    assert runs["vectors"].startswith("These vectors are usable with reservations: ")
+    assert runs["vectors"] in page.replace("&#39;", "'")
     console = Console(record=True, width=140)
     for table in tables(runs):
         console.print(table)

@@ -74,7 +74,7 @@ def test_the_colon_is_read_alike_in_any_batch_and_order_and_by_hand() -> None:
 
 def test_the_own_prompts_are_of_both_kinds() -> None:
     kinds = [p.kind for p in load_prompts()]
-    assert len(kinds) == 64
+    assert len(kinds) == 128
     assert set(kinds) == {"neutral", "challenging"}
 
 

@@ -68,6 +68,7 @@ def make_summary(*desperate: tuple[float, float, float]) -> Summary:
     """Arms by their desperate drift, held out and penalised, and their gamed share elsewhere."""
     return {
         **{"seconds": 151.2, "model": "emoreg/tiny/model", "seed": 0, "steps": 60},
+        "vectors": "",
         "model_organism": "A tiny model of a generated world; it says nothing of a large one.",
         "families": ROLE_OF,
         "emotions": {e: {"valence": v, "arousal": a} for e, (v, a, _) in EMOTIONS.items()},
@@ -298,3 +299,11 @@ def test_the_report_needs_neither_pyplot_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True)
     assert done.stdout.strip() == b"set()"
+
+
+def test_vectors_that_failed_a_gate_are_named_on_the_page(tmp_path: Path) -> None:
+    caveat = "These vectors are usable with reservations: 1 of 11 gates failed."
+    page = write_report(null() | {"vectors": caveat}, tmp_path / "r.html").read_text()
+    assert caveat in page
+    usable = write_report(null(), tmp_path / "s.html").read_text()
+    assert "<b>Vectors.</b>" not in usable

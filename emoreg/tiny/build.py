@@ -19,19 +19,14 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emoreg.bank import Text
-from emoreg.extract import Choices, extract
 from emoreg.files import write_atomic
 from emoreg.tiny import CARD, DRIFT_PROMPTS, EPISODES, MODEL
-from emoreg.tiny.bank import make_bank
 from emoreg.tiny.behaviour import all_prompts
 from emoreg.tiny.gates import parameters, run_gates
 from emoreg.tiny.pretrain import Recipe, make_model, make_tokenizer, pretrain
+from emoreg.tiny.vectors import CHOICES, make_vectors
 from emoreg.tiny.world import NO_STATE, Message, World, families, table
-from emoreg.vectors import EmotionVectors
 
-CHOICES = Choices(skip_tokens=8)  # its stories have 50 to 120 tokens
-READ_BLOCKS = (1, 2, 3, 4, 5)  # all but the first, which has hardly seen the context
 log = logging.getLogger(__name__)
 
 
@@ -70,10 +65,11 @@ def measured(world: World, places: Places, card: dict[str, Any]) -> bool:
     """Extract, write texts, run the gates, write the card; returns whether every gate passed."""
     model = AutoModelForCausalLM.from_pretrained(places.model)
     tokenizer = AutoTokenizer.from_pretrained(places.model)
-    fit, bank = write_vectors(model, tokenizer, world, places.vectors)
+    found, bank = make_vectors(model, tokenizer, world, places.vectors)
+    log.info("vectors: %s, %s", found.verdict, found.reason)
     write_episodes(world, places)
     gates = []
-    for gate in run_gates(model, tokenizer, world, fit, bank, CHOICES):
+    for gate in run_gates(model, tokenizer, world, found.vectors, bank, CHOICES):
         verdict = "pass" if gate.passed else "FAIL"
         log.info("%s  %s: %s (bar %s), %s", verdict, gate.name, gate.value, gate.bar, gate.note)
         gates.append(gate)
@@ -98,25 +94,6 @@ def train(world: World, recipe: Recipe, folder: Path) -> float:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return loss
-
-
-def write_vectors(
-    model: Any, tokenizer: Any, world: World, folder: Path
-) -> tuple[EmotionVectors, list[Text]]:
-    """Fit and save the penalised set and the held-out one; returns the first, and the bank."""
-    bank = make_bank(world, seed=1)
-    sets = {}
-    for split, name in (("fit", "tiny"), ("held-out", "tiny-held-out")):
-        with tqdm(desc=f"vectors, {split}", unit="text", mininterval=2) as bar:
-
-            def advance(done: int, total: int, bar: Any = bar) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            found = extract(model, tokenizer, bank, None, replace(CHOICES, split=split), advance)
-        sets[split] = replace(found, card={**found.card, "suggested_blocks": list(READ_BLOCKS)})
-        sets[split].save(folder / name)
-    return sets["fit"], bank
 
 
 def write_episodes(world: World, places: Places, train: int = 1024, test: int = 96) -> None:
