@@ -58,20 +58,30 @@ class Shingles:
     def __init__(self) -> None:
         self._owners: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self._sizes: list[int] = []
+        self._groups: list[str] = []
 
-    def nearest(self, text: str) -> tuple[int, float]:
-        """The text added before that shares most n-grams, and the share; (-1, 0.0) if none does."""
+    def nearest(self, text: str, group: str = "") -> tuple[int, float]:
+        """The text added before that shares most n-grams, and the share; (-1, 0.0) if none does.
+
+        Texts of one group, if it is named, may be alike.
+        """
         grams = self._grams(text)
-        counts = Counter(i for gram in grams for i in self._owners.get(gram, ()))
+        counts = Counter(
+            i
+            for gram in grams
+            for i in self._owners.get(gram, ())
+            if not group or self._groups[i] != group
+        )
         if not counts:
             return -1, 0.0
         shares = {i: n / max(1, min(len(grams), self._sizes[i])) for i, n in counts.items()}
         best = max(shares, key=lambda i: shares[i])
         return best, shares[best]
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, group: str = "") -> None:
         """Add a text."""
         grams = self._grams(text)
+        self._groups.append(group)
         for gram in grams:
             self._owners[gram].append(len(self._sizes))
         self._sizes.append(len(grams))
@@ -85,11 +95,13 @@ class Shingles:
 def duplicates(texts: Sequence[Text]) -> Iterator[tuple[Text, Text, float]]:
     """Pairs of which the shorter shares too many n-grams with the other.
 
-    Transcripts of one content share what the user says, so only the assistant's words count.
+    The states of a transcript's content are made of the same words, and urgency comes in pairs.
     """
     seen = Shingles()
     for text in texts:
-        at, share = seen.nearest(said(text))
+        group = f"{text.kind} {text.topic}" if text.kind in ("transcript", "urgency") else ""
+        spoken = said(text) or text.messages[0]["content"]
+        at, share = seen.nearest(spoken, group)
         if share > SHARED:
             yield texts[at], text, share
-        seen.add(said(text))
+        seen.add(spoken, group)

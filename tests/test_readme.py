@@ -30,9 +30,11 @@ def test_the_test_command_is_the_one_that_ci_runs():
 
 def test_the_floors_are_the_tested_floors():
     text = Path("pyproject.toml").read_text()
-    floors = dict(re.findall(r'^    "([a-z0-9]+)>=([\d.]+)"', text, flags=re.MULTILINE))
+    floors = dict(re.findall(r'^    "([a-z0-9-]+)>=([\d.]+)"', text, flags=re.MULTILINE))
     pins = dict(
-        re.findall(r"^([a-z0-9]+)==([\d.]+)", Path("constraints-floor.txt").read_text(), flags=re.M)
+        re.findall(
+            r"^([a-z0-9-]+)==([\d.]+)", Path("constraints-floor.txt").read_text(), flags=re.M
+        )
     )
     assert len(floors) >= 10
 
