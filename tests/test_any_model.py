@@ -76,6 +76,7 @@ def test_a_model_with_random_weights_is_not_usable(family: str) -> None:
 def test_a_vision_language_model_runs_too(kind: str) -> None:
     model = multimodal(kind)
     model.resize_token_embeddings(2048)
+    model.config.text_config.max_position_embeddings = 1024
     check(to_a_verdict(model))
 
 
