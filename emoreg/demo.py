@@ -31,7 +31,7 @@ from emoreg.probe import Probe
 from emoreg.reporting import write_report
 from emoreg.tiny import DRIFT_PROMPTS, MODEL
 from emoreg.tiny.behaviour import all_prompts, gamed_share
-from emoreg.tiny.vectors import NAMES, make_vectors
+from emoreg.tiny.vectors import NAMES, make_vectors, save_bank
 from emoreg.tiny.world import World, families, table
 from emoreg.vectors import EmotionVectors
 
@@ -145,7 +145,8 @@ class Bench:
         self.tokenizer = AutoTokenizer.from_pretrained(MODEL)
         self.prompts = load_prompts(DRIFT_PROMPTS)
         self.episodes = all_prompts(World(), PROMPTS, PROMPT_SEED)
-        self.found, _ = make_vectors(self.model, self.tokenizer, World(), folder)
+        self.found, bank = make_vectors(self.model, self.tokenizer, World(), folder)
+        save_bank(bank, folder / "tiny-bank.jsonl")
         self.fitted = self.found.vectors.probe()
         self.held_out = EmotionVectors.load(folder / NAMES["held-out"]).probe()
 

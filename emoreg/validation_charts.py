@@ -55,14 +55,15 @@ def block_profile(
         if all(name in row for row in rows):
             values = [row[name] for row in rows]
             ax.plot(blocks, values, color=colour, ls=dashes, marker="o", ms=4, label=label)
-    for name, value in control.items():
+    for place, (name, value) in enumerate(sorted(control.items(), key=lambda x: -x[1])):
         ax.axhline(value, color=MUTED, lw=1, ls=(0, (1, 2)))
         ax.annotate(
             name.replace("_", " ").replace(" p95", ", 95th percentile"),
             (blocks[-1], value),
-            (0, 3),
+            (0, -3 if place else 3),  # the higher one above its line, the lower one below
             textcoords="offset points",
             ha="right",
+            va="top" if place else "bottom",
             color=MUTED,
             size=11,
         )

@@ -26,13 +26,12 @@ NAMES = {"fit": "tiny", "held-out": "tiny-held-out"}
 def make_vectors(
     model: Any, tokenizer: Any, world: World, folder: Path
 ) -> tuple[Validation, list[Text]]:
-    """Write the world's bank, and the penalised and the held-out set that are fitted on it.
+    """Write the penalised and the held-out set, fitted on the world's bank.
 
     Returns:
         The validation of the penalised set, and the bank.
     """
     bank = make_bank(world, seed=1)
-    save_bank(bank, folder / "tiny-bank.jsonl")
     sets = {split: _fit(model, tokenizer, bank, split) for split in NAMES}
     sets["held-out"].save(folder / NAMES["held-out"])
     found = validate(model, tokenizer, sets["fit"], bank, blocks=READ_BLOCKS)
