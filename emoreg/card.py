@@ -48,6 +48,7 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"| model, {key.replace('_', ' ')} | {value} |" for key, value in model.items())
     yield f"| bank | {card.get('bank')} |"
     yield from (f"| texts, {kind} | {n} |" for kind, n in card.get("texts", {}).items())
+    yield f"| texts cut at the end of the context | {card.get('cut', 0)} |"
     yield from (f"| {key.replace('_', ' ')} | {value} |" for key, value in choices.items())
 
 

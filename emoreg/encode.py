@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -10,6 +11,7 @@ from typing import Any
 from emoreg.bank import Text
 from emoreg.errors import BankError
 
+log = logging.getLogger(__name__)
 TEMPLATE_KNOBS = {"enable_thinking": False}  # a thought is another place to read; others ignore it
 
 
@@ -21,6 +23,12 @@ class Encoded:
     ids: list[int]
     counted: list[int]  # of a raw text all from the k-th on, else the assistant's and the colons
     colons: list[int]  # the last token before each turn of the assistant
+    cut: bool = False  # whether it was longer than the model's context
+
+    def within(self, context: int) -> Encoded:
+        """The text up to the end of the context."""
+        counted, colons = ([i for i in at if i < context] for at in (self.counted, self.colons))
+        return Encoded(self.text, self.ids[:context], counted, colons, True)
 
 
 def encode(tokenizer: Any, texts: Sequence[Text], skip: int, context: int = 0) -> list[Encoded]:
@@ -31,11 +39,11 @@ def encode(tokenizer: Any, texts: Sequence[Text], skip: int, context: int = 0) -
         texts: Raw texts are read from token `skip` on; conversations in the chat template.
         skip: At least 1, so that the first token, an attention sink with or without a BOS
             token, never counts.
-        context: Most tokens the model can read; 0 for no limit.
+        context: Most tokens the model can read, 0 for no limit; longer texts are read up to there,
+            and a warning says how many those are.
 
     Raises:
-        BankError: No chat template, a text of which nothing is left to read, or one that is
-            longer than the context.
+        BankError: No chat template, or a text of which nothing is left to read.
     """
     raw = [t for t in texts if not t.messages]
     ids = tokenizer([t.text for t in raw])["input_ids"] if raw else []
@@ -47,22 +55,29 @@ def encode(tokenizer: Any, texts: Sequence[Text], skip: int, context: int = 0) -
         if text.messages:
             row, counted, colons = encode_transcript(tokenizer, text.messages)
             found.append(Encoded(text, row, counted, colons))
+    if long := [i for i, e in enumerate(found) if context and len(e.ids) > context]:
+        for i in long:
+            found[i] = found[i].within(context)
+        log.warning(
+            "%d of %d texts are longer than the model's context of %d tokens and are read up to "
+            "there, the first of them %s.",
+            len(long),
+            len(found),
+            context,
+            found[long[0]].text.name,
+        )
     for item in found:
-        _check(item, skip, context)
+        _check(item, skip)
     return sorted(found, key=lambda e: len(e.ids))
 
 
-def _check(item: Encoded, skip: int, context: int) -> None:
+def _check(item: Encoded, skip: int) -> None:
     text, length = item.text, len(item.ids)
     if not item.counted:
+        where = "before the context ends" if item.cut else f"after the first {skip}"
         raise BankError(
-            f"{text.kind} {text.name} has {length} tokens, which leaves none to read after the "
-            f"first {skip}; write longer texts or lower skip_tokens (--skip-tokens)."
-        )
-    if context and length > context:
-        raise BankError(
-            f"{text.kind} {text.name} has {length} tokens; the model reads {context}. "
-            "Shorten it or take it out of the bank: a cut text would lose its end unseen."
+            f"{text.kind} {text.name} has {length} tokens, which leaves none to read {where}; "
+            "write texts of another length or lower skip_tokens (--skip-tokens)."
         )
 
 

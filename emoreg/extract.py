@@ -103,8 +103,8 @@ def extract(
     backbone = find_backbone(model)
     at = check_blocks(range(len(backbone.blocks)) if blocks is None else blocks, backbone)
     wanted = _wanted(texts, choices)
-    card = _card(model, tokenizer, wanted, choices)
     encoded = encode(tokenizer, wanted, choices.skip_tokens, context_length(model))
+    card = _card(model, tokenizer, wanted, choices) | {"cut": sum(e.cut for e in encoded)}
     neutral = [e for e in encoded if e.text.kind == "neutral"]
     tokens = sum(len(e.ids) for e in (*encoded, *neutral))
     dtype = next(unwrap(model).parameters()).dtype

@@ -118,10 +118,6 @@ def changed(bank: Path, tmp_path: Path, how: str) -> Path:
             if r["kind"] == "neutral"
             or not ((r["kind"], r["label"]) in seen or seen.add((r["kind"], r["label"])))  # type: ignore[func-returns-value]
         ]
-    elif how == "long":
-        found[0]["text"] = "word " * 4000
-        found[0].pop("messages", None)
-        found[0]["id"] = "the-long-one"
     text = "".join(json.dumps(r) + "\n" for r in found)
     path.write_text(text + ('{"kind": "story", ' if how == "cut" else ""))
     return path
@@ -134,7 +130,6 @@ def changed(bank: Path, tmp_path: Path, how: str) -> Path:
         ("one emotion", "texts of split 'fit' for ['calm']; wanted at least two"),
         ("one text each", "one text each for afraid, "),
         ("cut", "changed.jsonl, line "),
-        ("long", "the-long-one"),
     ],
 )
 def test_a_bad_bank_is_one_line(

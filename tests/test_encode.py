@@ -92,9 +92,22 @@ def test_the_knob_for_thinking_reaches_the_template() -> None:
     assert tok.decode(encode_prompt(tok, TALK[:1])).startswith("off")
 
 
-def test_a_text_longer_than_the_context_is_named() -> None:
+def test_a_text_longer_than_the_context_is_read_up_to_there_and_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     tok = tokenizer()
     texts = [Text("neutral", text="a" * n, id=f"n{n}", where="bank, line 3") for n in (8, 20)]
-    assert len(encode(tok, texts, 1, context=20)) == 2
-    with pytest.raises(BankError, match=r"neutral n20 \(bank, line 3\) .* 20 tokens.* reads 19"):
-        encode(tok, texts, 1, context=19)
+    assert [e.cut for e in encode(tok, texts, 1, context=20)] == [False, False]
+    assert caplog.text == ""
+    short, long = encode(tok, texts, 1, context=19)
+    assert (short.cut, long.cut) == (False, True)
+    assert (len(long.ids), long.counted[-1]) == (19, 18)
+    assert "1 of 2 texts are longer than the model's context of 19 tokens" in caplog.text
+    assert "n20 (bank, line 3)" in caplog.text
+    talk = Text("transcript", "calm", messages=tuple(TALK))
+    whole = encode(tok, [talk], 1)[0]
+    part = encode(tok, [talk], 1, context=whole.colons[1] + 1)[0]
+    assert part.colons == whole.colons
+    assert part.counted == [at for at in whole.counted if at <= whole.colons[1]]
+    with pytest.raises(BankError, match="none to read before the context ends"):
+        encode(tok, [talk], 1, context=4)
