@@ -29,12 +29,12 @@ def _one_by_one(texts: Sequence[Text]) -> Iterator[str]:
     for text in texts:
         if text.kind != "urgency":  # a person in need may name it
             for problem in problems(text, banned):
-                yield f"{text.kind} {text.name}: {problem}"
+                yield f"{text.kind} {text.id or text.name}: {problem}"
 
 
 def _among(texts: Sequence[Text]) -> Iterator[str]:
     for one, other, share in duplicates(texts):
-        yield f"{one.name} and {other.name} share {share:.0%} of their five-word runs"
+        yield f"{one.id or one.name} and {other.id or other.name} share {share:.0%} of their five-word runs"
 
 
 def _balance(texts: Sequence[Text]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from emoreg.controls import said
 WORDS = (60, 120)  # of a story or a deflection
 NGRAM = 5  # words; what texts share beyond this is no accident
 SHARED = 0.2  # of the shorter text's n-grams: a near-duplicate
-FIRST = re.compile(r"\b(?:I|me|my|mine|we|our|us)\b")
+FIRST = re.compile(r"\b(?:I|[Mm]e|[Mm]y|[Mm]ine|[Ww]e|[Oo]ur|us)\b")
 QUOTED = re.compile(r"[\u201c\"][^\u201d\"]*[\u201d\"]")
 
 

@@ -87,7 +87,8 @@ def test_the_embedded_model_cannot_read_english_and_is_told_so(tmp_path: Path) -
     assert stop.value.code == 2
     found = json.loads((folder / "validation.json").read_text())
     assert found["verdict"] == "not usable"
-    assert "held_out_accuracy" in found["reason"]
+    assert "split_half_cosine" in found["reason"]
+    assert "auroc_desperate_response" in found["reason"]  # not measured: there are no transcripts
 
 
 def test_a_set_is_not_replaced_unless_asked(made: Path, bank: Path, capsys: Any) -> None:
