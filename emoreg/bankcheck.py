@@ -16,7 +16,7 @@ from emoreg.files import write_atomic
 from emoreg.rules import banned_pattern, duplicates, opening, person, problems, words
 
 LENGTHS = 0.08  # largest difference of an emotion's mean length from the mean of all
-OPENINGS = 0.06  # largest share of an emotion's stories that begin with the same two words
+OPENINGS = 0.07  # largest share of an emotion's stories that begin with the same two words
 
 
 def check(texts: Sequence[Text]) -> list[str]:
