@@ -10,13 +10,12 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from emoreg import charts
 from emoreg.charts import ROLES, TEST_MEAN, Interval
 from emoreg.errors import ReportError
-from emoreg.files import write_atomic
+from emoreg.pages import write_page
 
 ARMS = ("baseline", "story_only", "emoreg")  # the first is what the others are compared with
 KINDS: dict[Any, str] = {Real: "number", str: "text", Sequence: "list"}
@@ -67,16 +66,8 @@ def write_report(summary: Mapping[str, Any], path: Path) -> Path:
             + "\n  - ".join([*problems[:FEW], *more])
             + "\nRun `make demo` again: it writes runs/demo/summary.json with all of them."
         )
-    environment = Environment(
-        loader=PackageLoader("emoreg"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number_text, drift=drift_text, share=share_text)
-    page = environment.get_template("report.html.j2").render(_context(summary))
-    return write_atomic(path, page)
+    filters = {"number": number_text, "drift": drift_text, "share": share_text}
+    return write_page("report.html.j2", _context(summary), filters, path)
 
 
 def verdict(held: Interval, own: Interval, free: Interval) -> str:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from emoreg import pages
 from emoreg import validation_charts as charts
 from emoreg.charts import inline_svg
-from emoreg.files import write_atomic
 
 MEANING = {
     "held_out_accuracy": "Readings name the emotion of stories on topics that no direction has "
@@ -47,18 +46,9 @@ def write_page(found: Mapping[str, Any], path: Path) -> Path:
         found: The content of ``validation.json``.
         path: The HTML file.
     """
-    environment = Environment(
-        loader=PackageLoader("emoreg"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    template = environment.get_template("validation.html.j2")
     gates = {g["name"]: g for g in found["gates"]}
-    page = template.render(run=found, gates=gates, meaning=MEANING, figures=_figures(found, gates))
-    return write_atomic(path, page)
+    context = {"run": found, "gates": gates, "meaning": MEANING, "figures": _figures(found, gates)}
+    return pages.write_page("validation.html.j2", context, {"number": number}, path)
 
 
 def number(value: float | None, digits: int = 2, sign: str = "") -> str:
