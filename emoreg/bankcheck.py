@@ -34,7 +34,8 @@ def _one_by_one(texts: Sequence[Text]) -> Iterator[str]:
 
 def _among(texts: Sequence[Text]) -> Iterator[str]:
     for one, other, share in duplicates(texts):
-        yield f"{one.id or one.name} and {other.id or other.name} share {share:.0%} of their five-word runs"
+        names = f"{one.id or one.name} and {other.id or other.name}"
+        yield f"{names} share {share:.0%} of their five-word runs"
 
 
 def _balance(texts: Sequence[Text]) -> Iterator[str]:

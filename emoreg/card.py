@@ -29,7 +29,7 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "Unit directions in the residual stream after decoder blocks, one per emotion and block, "
-        f"with the scale of their readings. {card.get('source', '')}"
+        f"with the scale of their readings. Source: {card.get('source', 'unknown')}."
     )
     yield ""
     yield from _verdict(card)

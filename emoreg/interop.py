@@ -28,11 +28,12 @@ from emoreg.bank import Text, choose, fingerprint
 from emoreg.blocks import check_blocks, find_backbone
 from emoreg.encode import encode
 from emoreg.errors import BankError, MissingExtraError, VectorFileError
-from emoreg.extract import Choices, spread
+from emoreg.extract import Choices
 from emoreg.files import write_atomic
 from emoreg.identity import context_length, identity
 from emoreg.moments import Means
 from emoreg.probe import Facet
+from emoreg.scale import spread
 from emoreg.sweep import text_means
 from emoreg.vectors import EmotionVectors
 

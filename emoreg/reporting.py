@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Real
@@ -66,8 +66,7 @@ def write_report(summary: Mapping[str, Any], path: Path) -> Path:
             + "\n  - ".join([*problems[:FEW], *more])
             + "\nRun `make demo` again: it writes runs/demo/summary.json with all of them."
         )
-    filters = {"number": number_text, "drift": drift_text, "share": share_text}
-    return write_page("report.html.j2", _context(summary), filters, path)
+    return write_page("report.html.j2", _context(summary), FILTERS, path)
 
 
 def verdict(held: Interval, own: Interval, free: Interval) -> str:
@@ -116,6 +115,13 @@ def share_text(share: Interval) -> str:
     """A gamed share, with its interval where there is one."""
     mean, low, high = map(number_text, share)
     return f"{mean} [{low}, {high}]" if share.low < share.high else mean
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "number": number_text,
+    "drift": drift_text,
+    "share": share_text,
+}
 
 
 def _context(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from emoreg.bank import Dosage, Text
 from emoreg.encode import Encoded, encode
-from emoreg.extract import Choices, spread
+from emoreg.extract import Choices
 from emoreg.identity import context_length
 from emoreg.moments import Scatter
 from emoreg.probe import Facet
+from emoreg.scale import spread
 from emoreg.sweep import Acts, means, sweep
 from emoreg.vectors import EmotionVectors
 
