@@ -106,7 +106,10 @@ def _counts(texts: Sequence[Text]) -> dict[str, Any]:
     return {
         "texts": len(texts),
         "split": dict(Counter(t.split for t in texts)),
-        "label": dict(sorted(Counter(t.label for t in texts if t.label).items())),
+        "label": {
+            label: dict(Counter(t.split for t in texts if t.label == label))
+            for label in sorted({t.label for t in texts if t.label})
+        },
         "topics": len({t.topic for t in texts}),
         "words_mean": round(mean(lengths), 1) if lengths else 0,
         "words_range": [min(lengths), max(lengths)] if lengths else [],

@@ -126,9 +126,8 @@ def extract(
             sums.done += len(group)
             sums.save()
             tell(group)
-    except KeyboardInterrupt:
+    finally:  # an interruption, or an error on a later text, loses nothing
         sums.save(at_once=True)
-        raise
     mu = sums.kind("tokens").of("neutral")
     facets = _facets(sums, choices, mu)
     directions = torch.cat([f.directions for f in facets])
