@@ -111,3 +111,39 @@ def test_a_text_longer_than_the_context_is_read_up_to_there_and_named(
     assert part.counted == [at for at in whole.counted if at <= whole.colons[1]]
     with pytest.raises(BankError, match="none to read before the context ends"):
         encode(tok, [talk], 1, context=4)
+
+
+# A conversation by its turns, and its tokens: those in brackets count.
+SAID = {"u": "user hi", "a": "assistant yes", "b": "assistant no", "s": "system x"}
+WRITTEN = {
+    "ua": "<|user|>\nhi<|end|><|assistant|>[\nyes<|end|>]",
+    "u": "<|user|>\nhi<|end|><|assistant|>[\n]",
+    "uau": "<|user|>\nhi<|end|><|assistant|>[\nyes<|end|>]<|user|>\nhi<|end|><|assistant|>[\n]",
+    "suaub": "<|system|>\nx<|end|><|user|>\nhi<|end|><|assistant|>[\nyes<|end|>]"
+    "<|user|>\nhi<|end|><|assistant|>[\nno<|end|>]",
+    "us": "<|user|>\nhi<|end|><|system|>\nx<|end|><|assistant|>[\n]",
+    "uab": "<|user|>\nhi<|end|><|assistant|>[\nyes<|end|>]<|assistant|>[\nno<|end|>]",
+}
+THINKING = TEMPLATE.replace("<|assistant|>\n{% endif", "<|assistant|>\n<think>\n{% endif")
+
+
+def conversation(turns: str) -> list[dict[str, str]]:
+    return [dict(zip(("role", "content"), SAID[t].split(), strict=True)) for t in turns]
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, THINKING], ids=["plain", "thinking"])
+@pytest.mark.parametrize(("turns", "written"), WRITTEN.items())
+def test_exactly_the_assistants_tokens_and_colons_count(
+    turns: str, written: str, template: str
+) -> None:
+    tok = tokenizer(template=template)
+    if template == THINKING and not turns.endswith(("a", "b")):
+        head, _, tail = written.rpartition("[\n]")
+        written = f"{head}\n<think>[\n]{tail}"  # the turn to come begins behind the opened thought
+    ids: list[int] = []
+    wanted: list[int] = []
+    for i, part in enumerate(written.replace("]", "[").split("[")):
+        more = tok(part)["input_ids"]
+        wanted += range(len(ids), len(ids) + len(more)) if i % 2 else []
+        ids += more
+    assert encode_transcript(tok, conversation(turns))[:2] == (ids, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from random import Random
@@ -10,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import TEMPLATE, WIDTH, causal_lm, hooks, tokenizer
+from models import WIDTH, causal_lm, hooks, tokenizer
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from emoreg.bank import Text
-from emoreg.encode import encode_transcript
 from emoreg.errors import BankError
 from emoreg.extract import Choices, extract
 from emoreg.probe import Facet
@@ -256,37 +257,41 @@ def test_a_bank_from_which_nothing_can_be_fitted_is_refused(bank: Any, words: li
     assert [w for w in words if w not in str(error.value)] == []
 
 
-# A conversation by its turns, and its tokens: those in brackets count.
-SAID = {"u": "user hi", "a": "assistant yes", "b": "assistant no", "s": "system x"}
-WRITTEN = {
-    "ua": "<|user|>\nhi<|end|><|assistant|>[\nyes<|end|>]",
-    "u": "<|user|>\nhi<|end|><|assistant|>[\n]",
-    "uau": "<|user|>\nhi<|end|><|assistant|>[\nyes<|end|>]<|user|>\nhi<|end|><|assistant|>[\n]",
-    "suaub": "<|system|>\nx<|end|><|user|>\nhi<|end|><|assistant|>[\nyes<|end|>]"
-    "<|user|>\nhi<|end|><|assistant|>[\nno<|end|>]",
-    "us": "<|user|>\nhi<|end|><|system|>\nx<|end|><|assistant|>[\n]",
-    "uab": "<|user|>\nhi<|end|><|assistant|>[\nyes<|end|>]<|assistant|>[\nno<|end|>]",
-}
-THINKING = TEMPLATE.replace("<|assistant|>\n{% endif", "<|assistant|>\n<think>\n{% endif")
+def test_a_live_adapter_is_read_as_it_stands_and_training_goes_on() -> None:
+    base, tok = world()
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.5, init_lora_weights=False)
+    live = get_peft_model(deepcopy(base), config).train()
+    live.gradient_checkpointing_enable()
+    loss = live(input_ids=torch.arange(6).unsqueeze(0), labels=torch.arange(6).unsqueeze(0)).loss
+    loss.backward()
+    grads = [p.grad.clone() for p in live.parameters() if p.grad is not None]
+    state = torch.random.get_rng_state()
+    found = extract(live, tok, texts(), [0, 1], CHOICES)
+    assert live.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    after = [p.grad for p in live.parameters() if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(grads, after, strict=True))
+    merged = extract(live.merge_and_unload(), tok, texts(), [0, 1], CHOICES)
+    near(found.facets[0].directions, merged.facets[0].directions)
+    gap = (found.facets[0].directions - fitted().facets[0].directions).abs().max()
+    assert gap > 1e-2  # control: the adapter is on
 
 
-def conversation(turns: str) -> list[dict[str, str]]:
-    return [dict(zip(("role", "content"), SAID[t].split(), strict=True)) for t in turns]
+def test_bfloat16_finds_what_float32_finds() -> None:
+    model, tok = world()
+    half = extract(deepcopy(model).bfloat16(), tok, texts(), [0, 1], CHOICES)
+    agree = (half.facets[0].directions * fitted().facets[0].directions).sum(-1)
+    assert agree.min() > 0.99
+    assert half.facets[0].directions.dtype == torch.float32
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, THINKING], ids=["plain", "thinking"])
-@pytest.mark.parametrize(("turns", "written"), WRITTEN.items())
-def test_exactly_the_assistants_tokens_and_colons_count(
-    turns: str, written: str, template: str
-) -> None:
-    tok = tokenizer(template=template)
-    if template == THINKING and not turns.endswith(("a", "b")):
-        head, _, tail = written.rpartition("[\n]")
-        written = f"{head}\n<think>[\n]{tail}"  # the turn to come begins behind the opened thought
-    ids: list[int] = []
-    wanted: list[int] = []
-    for i, part in enumerate(written.replace("]", "[").split("[")):
-        more = tok(part)["input_ids"]
-        wanted += range(len(ids), len(ids) + len(more)) if i % 2 else []
-        ids += more
-    assert encode_transcript(tok, conversation(turns))[:2] == (ids, wanted)
+def test_a_state_that_is_neutral_is_compared_with_and_has_no_direction() -> None:
+    turned = [
+        replace(t, label="neutral") if t.kind == "transcript" and t.label == "happy" else t
+        for t in texts()
+    ]
+    found = fit(turned).facet("transcripts")
+    assert found.emotions == ("afraid", "calm", "desperate")
+    kept = [i for i, e in enumerate(EMOTIONS) if e != "happy"]
+    near(found.directions, fitted().facet("transcripts").directions[kept])

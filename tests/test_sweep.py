@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import causal_lm, hooks, tokenizer
+from models import causal_lm, counting, hooks, tokenizer
 
 from emoreg import sweep as module
 from emoreg.bank import Text
@@ -238,3 +238,10 @@ def test_reduce_sees_every_text_once_and_in_order() -> None:
     groups = [g for g, _ in sweep(model(), items, [0], 60, counted_means)]
     assert [e for g in groups for e in g] == items
     assert len(groups) > 2
+
+
+def test_the_deepest_asked_block_is_the_last_that_runs() -> None:
+    lm = model()
+    with counting([*lm.model.layers, lm.lm_head]) as calls:
+        list(text_means(lm, encoded(), [0, 1], 10**6))
+    assert calls == [1, 1, 0, 0]
