@@ -91,7 +91,7 @@ def card(folder: Path) -> dict[str, Any]:
 
 
 def bag_of_words(texts: Sequence[Text], kind: str) -> dict[str, Any]:
-    """What the better of two word classifiers gets on held-out topics, and chance."""
+    """What the best of three word classifiers gets on held-out topics, and chance."""
     fit, test = choose(texts, kind, "fit"), choose(texts, kind, "held-out")
     labels = sorted({t.label for t in fit})
     return {
