@@ -13,6 +13,7 @@ from emoreg.errors import BankError
 
 KINDS = ("story", "transcript", "deflection", "neutral", "urgency")
 SPLITS = ("fit", "held-out")
+SWEPT = 6  # values of a dosage template: three at each end are compared
 NEUTRAL_STATE = "neutral"  # a transcript's state that is compared with, and has no direction
 FILES = {
     "stories": "story",
@@ -77,8 +78,10 @@ class Dosage:
             problems.append(f"rises {self.rises!r} is neither fear nor relief")
         if "{x}" not in self.template:
             problems.append("the template lacks {x}")
-        if len(self.values) < 3 or list(self.values) != sorted(set(self.values)):
-            problems.append("wanted at least three ascending values")
+        if not all(isinstance(v, int | float) for v in self.values):
+            problems.append("values are numbers")
+        elif len(self.values) < SWEPT or list(self.values) != sorted(set(self.values)):
+            problems.append(f"wanted at least {SWEPT} ascending values")
         if problems:
             raise BankError("; ".join(problems))
 
@@ -166,8 +169,10 @@ def load_dosage(path: str | Path = OWN_BANK) -> list[Dosage]:
 
 
 def choose(texts: Iterable[Text], kind: str, split: str) -> list[Text]:
-    """Texts of one kind and split; neutral texts serve both splits."""
-    return [t for t in texts if t.kind == kind and (kind == "neutral" or t.split == split)]
+    """Texts of one kind and split; neutral texts that lie all in one split serve both."""
+    some = [t for t in texts if t.kind == kind]
+    own = [t for t in some if t.split == split]
+    return some if kind == "neutral" and not own else own
 
 
 def fingerprint(texts: Iterable[Text]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from emoreg.bank import FILES, Text, choose, fingerprint, load_bank, load_dosage
+from emoreg.bank import FILES, SPLITS, Text, choose, fingerprint, load_bank, load_dosage
 from emoreg.controls import bag_of_words_accuracy, bag_of_words_auroc, said
 from emoreg.drift import load_prompts
 from emoreg.files import write_atomic
@@ -84,7 +84,9 @@ def card(folder: Path) -> dict[str, Any]:
         prompts = load_prompts(folder / "drift.jsonl")
         found["counts"]["drift"] = dict(Counter(p.kind for p in prompts))
     found["bag_of_words"] = {
-        kind: bag_of_words(texts, kind) for kind in ("story", "transcript", "deflection")
+        kind: bag_of_words(texts, kind)
+        for kind in ("story", "transcript", "deflection")
+        if all(len({t.label for t in choose(texts, kind, s)}) > 1 for s in SPLITS)
     }
     found["problems"] = check(texts)
     return found

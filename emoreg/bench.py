@@ -12,7 +12,7 @@ from torch import Tensor
 from emoreg import refits
 from emoreg.catalogue import CATALOGUE
 from emoreg.controls import bag_of_words_accuracy, bag_of_words_auroc
-from emoreg.gates import Gate, at_least, unmeasured
+from emoreg.gates import Gate, at_least, below_ceiling, unmeasured
 from emoreg.probe import Facet
 from emoreg.samples import PLACES, Sample, Samples, read
 from emoreg.vectors import EmotionVectors
@@ -45,16 +45,16 @@ class Bench:
 
     def gates(self) -> Iterator[Gate]:
         """Every gate, one after the other."""
-        yield self.held_out()
+        yield below_ceiling(self.held_out())
         yield self.halves()
-        yield self.polarity()
+        yield below_ceiling(self.polarity())
         for emotion in WATCHED:
             for place in PLACES:
-                yield self.transcripts(emotion, place)
-        yield self.specificity()
+                yield below_ceiling(self.transcripts(emotion, place))
+        yield below_ceiling(self.specificity())
         yield from self.axes()
         yield self.both()
-        yield from self.dosage()
+        yield from map(below_ceiling, self.dosage())
         yield self.urgency()
 
     def scores(self, sample: Sample) -> Tensor:
@@ -80,7 +80,8 @@ class Bench:
             value,
             1 / len(self.labels),
             control,
-            f"{len(self.labels)} emotions, {len(test.texts)} stories on held-out topics",
+            f"{len(self.labels)} emotions, {len(test.texts)} held-out stories; emoreg's own bank "
+            "was rewritten against such a bag of words, which is low on it by selection",
         )
 
     def halves(self) -> Gate:
@@ -130,8 +131,9 @@ class Bench:
         name = f"auroc_{emotion}_{place}"
         fit, test = (self.talk(place, split) for split in ("fit", "held-out"))
         facets = [f for f in self.facets.values() if emotion in f.emotions]
-        if not facets or emotion not in test.labels or emotion not in fit.labels:
-            return unmeasured(name, "no held-out transcripts, or no such emotion in the set")
+        others = min(len(set(s.labels) - {emotion}) for s in (fit, test))
+        if not facets or not others or not {emotion} <= set(test.labels) & set(fit.labels):
+            return unmeasured(name, "no transcripts of it and of other states, fit and held-out")
         rows = [test.read(f, self.mu)[:, f.emotions.index(emotion)] for f in facets]
         own = torch.stack(rows).mean(0)
         chance = [

@@ -136,6 +136,8 @@ def blocks(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is no list of blocks; wanted such as 10-20 or 8,12,16"
             ) from e
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} names no block; wanted such as 10-20 or 8,12")
     return found
 
 

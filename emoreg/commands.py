@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm import tqdm
 
 from emoreg.bank import OWN_BANK, load_bank, load_dosage
@@ -65,10 +66,10 @@ def run_extract(flags: Namespace, console: Console) -> None:
     )
     model, tokenizer = source(flags).load()
     with bar(f"reading {len(texts)} texts") as tell:
-        vectors = extract(
-            model, tokenizer, texts, flags.blocks, choices, tell, flags.out / ".progress"
-        )
+        progress = flags.out / ".progress"
+        vectors = extract(model, tokenizer, texts, flags.blocks, choices, tell, progress)
     vectors.save(flags.out)
+    progress.unlink(missing_ok=True)
     console.print(
         f"emoreg: wrote {flags.out}: {len(vectors.emotions)} emotions, facets "
         f"{' and '.join(f.name for f in vectors.facets)}, {len(vectors.blocks)} blocks.\n"
@@ -122,10 +123,10 @@ def run_steer(flags: Namespace, console: Console) -> None:
         flags.tokens,
     )
     for row in rows:
-        table = Table(title=f"“{row.prompt}”", show_lines=True)
+        table = Table(title=Text(f"“{row.prompt}”"), show_lines=True)
         for name in row.texts:
             table.add_column(name, ratio=1)
-        table.add_row(*row.texts.values())
+        table.add_row(*map(Text, row.texts.values()))
         console.print(table)
 
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from jinja2 import TemplateError
+
 from emoreg.bank import Text
 from emoreg.errors import BankError
 
 log = logging.getLogger(__name__)
-TEMPLATE_KNOBS = {"enable_thinking": False}  # a thought is another place to read; others ignore it
+# A thought is another place to read, and today's date another text; other templates ignore both.
+TEMPLATE_KNOBS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,18 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, str]], **knobs: Any) ->
             "stories alone (--facets stories)."
         )
     prompt = knobs.pop("prompt", False)
-    return tokenizer.apply_chat_template(
-        list(messages),
-        add_generation_prompt=prompt,
-        **{"return_dict": False, **TEMPLATE_KNOBS, **knobs},
-    )
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages),
+            add_generation_prompt=prompt,
+            **{"return_dict": False, **TEMPLATE_KNOBS, **knobs},
+        )
+    except (TemplateError, ValueError) as e:
+        begins = str(messages[0]["content"])[:48]
+        raise BankError(
+            f"The chat template refuses the conversation that begins {begins!r}: {e}. Roles should "
+            "take turns, from the user on; some templates have no system role."
+        ) from e
 
 
 def encode_transcript(
@@ -115,7 +125,9 @@ def encode_transcript(
     """
     open_end = messages[-1]["role"] != "assistant"
     whole: list[int] = _render(tokenizer, messages, prompt=open_end)
-    spans = _by_prefix(tokenizer, messages, whole) or _by_text(tokenizer, messages, whole)
+    spans = _by_prefix(tokenizer, messages, whole)
+    if spans is None:
+        spans = _by_text(tokenizer, messages, whole)
     if spans is None:
         raise BankError(
             "An assistant's turn cannot be found again in what the chat template makes of the "
@@ -130,7 +142,7 @@ def _by_prefix(
     tokenizer: Any, messages: Sequence[dict[str, str]], whole: list[int]
 ) -> list[tuple[int, int]] | None:
     """Where turns start and stop, if the template writes them the same when more follow."""
-    spans = []
+    spans: list[tuple[int, int]] = []
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
             turn = _render(tokenizer, messages[:i], prompt=True)
@@ -140,6 +152,9 @@ def _by_prefix(
             # As far as they agree: a reasoning template opens a thought that past turns lack.
             pairs = zip(turn, whole, strict=False)
             start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            said = tokenizer.decode(whole[start : len(upto)]).lstrip()
+            if start == 0 or not said.startswith(message["content"].strip()):
+                return None  # what is new is not the answer alone
             spans.append((start, len(upto)))
     return spans
 

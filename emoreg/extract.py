@@ -8,6 +8,7 @@ projected out, scaled to unit length. What the paper leaves open is decided here
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,13 +22,14 @@ from emoreg.bank import NEUTRAL_STATE, Text, choose, fingerprint
 from emoreg.blocks import check_blocks, find_backbone, unwrap
 from emoreg.encode import Encoded, encode
 from emoreg.errors import BankError, ConfigError
-from emoreg.identity import context_length, identity
+from emoreg.identity import context_length, identity, weights
 from emoreg.probe import Facet
 from emoreg.progress import Progress
 from emoreg.scale import spread
 from emoreg.sweep import counted_means, sweep
 from emoreg.vectors import EmotionVectors
 
+log = logging.getLogger(__name__)
 Told = Callable[[int, int], None]
 SAME = 1e-6  # of a mean's length: less than rounding in float32 can tell
 FACETS = {"stories": "story", "transcripts": "transcript"}
@@ -63,8 +65,8 @@ class Choices:
             problems.append(f"neutral_variance is in [0, 1), got {self.neutral_variance}")
         if self.batch_tokens < 1:
             problems.append(f"batch_tokens is at least 1, got {self.batch_tokens}")
-        if unknown := sorted(set(self.facets) - set(FACETS)):
-            problems.append(f"facets are some of {list(FACETS)}, got {unknown}")
+        if self.facets not in (tuple(FACETS), tuple(FACETS)[:1]):
+            problems.append(f"facets are stories, or stories transcripts; got {self.facets}")
         if problems:
             raise ConfigError("Choices:\n  - " + "\n  - ".join(problems))
 
@@ -90,6 +92,7 @@ def extract(
         choices: What the recipe leaves open.
         progress: Called with the tokens done and the tokens in all.
         resume: A file in which sums are kept, so that an interrupted call goes on from there.
+            It stays when the call is done; take it away once the set is saved.
 
     Returns:
         A set with the facet ``stories`` and, if there are transcripts, ``transcripts``.
@@ -102,13 +105,14 @@ def extract(
     choices = choices or Choices()
     backbone = find_backbone(model)
     at = check_blocks(range(len(backbone.blocks)) if blocks is None else blocks, backbone)
-    wanted = _wanted(texts, choices)
+    wanted = _wanted(texts, choices, bool(getattr(tokenizer, "chat_template", None)))
     encoded = encode(tokenizer, wanted, choices.skip_tokens, context_length(model))
     card = _card(model, tokenizer, wanted, choices) | {"cut": sum(e.cut for e in encoded)}
     neutral = [e for e in encoded if e.text.kind == "neutral"]
     tokens = sum(len(e.ids) for e in (*encoded, *neutral))
     dtype = next(unwrap(model).parameters()).dtype
-    sums = Progress(resume, json.dumps([card, at, str(dtype)], sort_keys=True))
+    job = [card, at, str(dtype), weights(model)]
+    sums = Progress(resume, json.dumps(job, sort_keys=True))
     read = sum(len(e.ids) for e in encoded[: sums.done])
 
     def tell(group: Sequence[Encoded]) -> None:
@@ -121,9 +125,11 @@ def extract(
     try:
         rest = encoded[sums.done :]
         for group, found in sweep(model, rest, at, choices.batch_tokens, counted_means):
+            sums.adding = True
             for item, mean in zip(group, found, strict=True):
                 _add(sums, item, mean)
             sums.done += len(group)
+            sums.adding = False
             sums.save()
             tell(group)
     finally:  # an interruption, or an error on a later text, loses nothing
@@ -134,7 +140,6 @@ def extract(
     deviation, norms = spread(model, neutral, at, directions, mu, choices.batch_tokens, tell)
     _check_spread(deviation)
     scaled = deviation.split([len(f.emotions) for f in facets])
-    sums.finish()
     return EmotionVectors(
         tuple(
             Facet(f.name, f.emotions, f.directions, s.float())
@@ -146,14 +151,18 @@ def extract(
     )
 
 
-def _wanted(texts: Sequence[Text], choices: Choices) -> list[Text]:
-    """The texts that this fit reads.
+def _wanted(texts: Sequence[Text], choices: Choices, chat: bool) -> list[Text]:
+    """The texts that this fit reads; without a chat template no neutral dialogues.
 
     Raises:
         BankError: Nothing can be fitted on them.
     """
     kinds = ("neutral", *(FACETS[f] for f in choices.facets))
     wanted = [t for kind in kinds for t in choose(texts, kind, choices.split)]
+    if not chat:
+        talks = sum(t.kind == "neutral" and bool(t.messages) for t in wanted)
+        wanted = [t for t in wanted if t.kind != "neutral" or t.text]
+        log.warning("No chat template: %d neutral dialogues are left out.", talks)
     counts = {kind: Counter(t.label for t in wanted if t.kind == kind) for kind in kinds}
     for name in choices.facets:
         found = counts[FACETS[name]]

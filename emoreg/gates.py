@@ -45,6 +45,14 @@ def at_least(
     return Gate(name, value, controls or None, asked, passed, note)
 
 
+def below_ceiling(gate: Gate, ceiling: float = 1.0) -> Gate:
+    """The gate, or not measured where chance reaches the largest value that there is."""
+    chance = [x for name, x in (gate.control or {}).items() if name.endswith("_p95")]
+    if max(chance, default=0.0) < ceiling:
+        return gate
+    return unmeasured(gate.name, f"chance alone reaches {ceiling:g}: too few emotions or texts")
+
+
 def unmeasured(name: str, why: str) -> Gate:
     """A gate that these texts or this set do not allow."""
     return Gate(name, None, None, None, None, why)

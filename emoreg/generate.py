@@ -134,6 +134,7 @@ def generate(
         BankError: The file holds a line that is no text.
         GenerationError: The writer fails.
     """
+    _mend(out)
     held = load_bank(out) if out.exists() and out.stat().st_size else []
     have, seen, result = {t.id for t in held}, Shingles(), Outcome()
     for text in held:
@@ -157,6 +158,21 @@ def generate(
             if progress is not None:
                 progress(done, len(wanted), wrong)
     return result
+
+
+def _mend(out: Path) -> None:
+    """Take away a last line that was cut off, and end the one before."""
+    if not out.exists():
+        return
+    whole = out.read_text(encoding="utf-8")
+    head, _, tail = whole.rpartition("\n")
+    if tail.strip():
+        try:
+            json.loads(tail)
+        except ValueError:
+            out.write_text(f"{head}\n" if head else "", encoding="utf-8")
+        else:
+            out.write_text(f"{whole}\n", encoding="utf-8")
 
 
 def _attempt(

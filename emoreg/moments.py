@@ -41,19 +41,27 @@ class Scatter:
     number: int = 0
     mean: Tensor | None = None  # (blocks, width)
     rows: Tensor | None = None  # (blocks, rows, width)
+    waiting: list[Tensor] = field(default_factory=list)  # (blocks, width) each
 
     def add(self, vector: Tensor) -> None:
         """Add one vector, (blocks, width)."""
-        if self.mean is None or self.rows is None:
-            self.number, self.mean, self.rows = 1, vector, vector.unsqueeze(1)[:, :0]
+        self.number += 1
+        if self.mean is None:
+            self.mean, self.rows = vector, vector.unsqueeze(1)[:, :0]
             return
         step = vector - self.mean
-        self.number += 1
-        scaled = step * ((self.number - 1) / self.number) ** 0.5
-        self.rows = torch.cat([self.rows, scaled.unsqueeze(1)], 1)
+        self.waiting.append(step * ((self.number - 1) / self.number) ** 0.5)
         self.mean = self.mean + step / self.number
-        if self.rows.shape[1] > 2 * self.rows.shape[2]:
-            self.rows = torch.linalg.qr(self.rows, mode="r").R
+        if len(self.waiting) > 2 * vector.shape[1]:
+            self.fold()
+
+    def fold(self) -> None:
+        """Take up what waits, and fold the rows if they have become many."""
+        if self.rows is not None and self.waiting:
+            self.rows = torch.cat([self.rows, torch.stack(self.waiting, 1)], 1)
+            self.waiting = []
+            if self.rows.shape[1] > 2 * self.rows.shape[2]:
+                self.rows = torch.linalg.qr(self.rows, mode="r").R
 
     def components(self, variance: float) -> list[Tensor]:
         """At each block the fewest principal components that explain a share of the variance.
@@ -61,6 +69,7 @@ class Scatter:
         Returns:
             One (components, width) tensor for each block, orthonormal rows, largest first.
         """
+        self.fold()
         assert self.rows is not None
         if variance <= 0:
             return [rows[:0] for rows in self.rows]

@@ -31,6 +31,7 @@ class Progress:
         self.done = 0
         self.means: dict[str, Means] = {}  # by kind of text
         self.neutral = Scatter()
+        self.adding = False  # while a batch is half added there is nothing to keep
         self._saved = time.monotonic()
         if file is not None and file.exists():
             self._load(file)
@@ -41,8 +42,10 @@ class Progress:
 
     def save(self, at_once: bool = False) -> None:
         """Write, if the last time is long enough ago."""
-        if self.file is None or not (at_once or time.monotonic() - self._saved > EVERY):
+        due = at_once or time.monotonic() - self._saved > EVERY
+        if self.file is None or self.adding or not due:
             return
+        self.neutral.fold()
         tensors: dict[str, Tensor] = {
             f"{kind}/{label}": total
             for kind, means in self.means.items()
@@ -72,8 +75,3 @@ class Progress:
         if state["number"]:
             self.neutral = Scatter(state["number"], tensors["mean"], tensors["rows"])
         log.warning("Going on after %d texts that %s holds.", self.done, file)
-
-    def finish(self) -> None:
-        """Take the file away: the work is done."""
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)

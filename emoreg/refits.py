@@ -82,8 +82,10 @@ def auroc(scores: Tensor, labels: Sequence[str], label: str) -> float:
 
 
 def shuffled(sample: Sample, count: int, seed: int) -> list[list[str]]:
-    """Labels shuffled within topics, so many times; texts without a topic among themselves."""
+    """Labels shuffled within topics, so many times; over all texts where topics hold one each."""
     generator, topics = np.random.default_rng(seed), [t.topic for t in sample.texts]
+    if len(set(zip(topics, sample.labels, strict=True))) == len(set(topics)):
+        topics = [""] * len(topics)
     return [shuffle_within(sample.labels, topics, generator) for _ in range(count)]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emoreg.bank import Dosage, Text
+from emoreg.bank import Dosage, Text, choose
 from emoreg.encode import Encoded, encode
 from emoreg.extract import Choices
 from emoreg.identity import context_length
@@ -117,7 +117,9 @@ def collect(
         for i, p in enumerate(d.prompts())
     ]
     limit = context_length(model)
-    wanted = [t for t in texts if chat or not t.messages] + (swept if chat else [])
+    fit = {id(t) for t in choose(texts, "neutral", "fit")}
+    wanted = [t for t in texts if t.kind != "neutral" or id(t) in fit]
+    wanted = [t for t in wanted if chat or not t.messages] + (swept if chat else [])
     encoded = encode(tokenizer, wanted, choices.skip_tokens, limit)
     neutral = [e for e in encoded if e.text.kind == "neutral"]
     done, total = 0, sum(len(e.ids) for e in (*encoded, *neutral))

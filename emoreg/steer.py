@@ -1,7 +1,7 @@
 """Generation with a direction added: what a vector does to a model, beside what noise does.
 
 The strength is a fraction of the mean length of the residual stream at the block (Sofroniew et al.
-2026): ``h <- h + s * norm * v``, at every token of one block, or shared among several.
+2026): ``h <- h + s * norm * v``, at every token, at one block or in full at each of several.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def steer(
     at = [vectors.blocks.index(b) for b in probe.blocks]
     lengths = torch.tensor([norms[i] for i in at]).unsqueeze(1)
     own = probe.directions[:, probe.of(emotion)[0]] * lengths
-    noise = random_directions(1, len(at), vectors.width)[0] * lengths
+    noise = random_directions(1, 1, vectors.width)[0] * lengths  # the same at each block
     conditions = {
         f"{-strength:+g} {emotion}": -strength * own,
         "as it is": 0 * own,

@@ -65,7 +65,9 @@ def sweep(
         ids, mask = pad(group)
         try:
             inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-            found = reduce(read(model, blocks, **inputs), group)
+            acts = read(model, blocks, **inputs)
+            width = ids.shape[1]  # virtual tokens of prompt learning come first and never count
+            found = reduce({b: h[:, -width:] for b, h in acts.items()}, group)
         except RuntimeError as e:
             if not _out_of_memory(e):
                 raise
@@ -102,8 +104,11 @@ def means(acts: Acts, group: Sequence[Encoded], positions: Sequence[Sequence[int
     weight = torch.zeros(len(group), 1, first.shape[1], dtype=exact)
     for i, at in enumerate(positions):
         weight[i, 0, list(at)] = 1 / len(at)
-    spread = [(weight.to(h.device) @ h.to(exact)).squeeze(1) for h in acts.values()]
-    found = torch.stack([x.to(first.device) for x in spread], 1).cpu()
+    found = torch.stack([_weighted(h.to(exact), weight, first.device) for h in acts.values()], 1)
+    if not bool(found.isfinite().all()):  # what is not read, a sink in float16, may be infinite
+        kept = [h.to(exact).masked_fill((weight.mT == 0).to(h.device), 0) for h in acts.values()]
+        found = torch.stack([_weighted(h, weight, first.device) for h in kept], 1)
+    found = found.cpu()
     if not bool(found.isfinite().all()):
         text, block = (~found.isfinite().all(-1)).nonzero()[0].tolist()
         raise CaptureError(
@@ -112,6 +117,11 @@ def means(acts: Acts, group: Sequence[Encoded], positions: Sequence[Sequence[int
             "bfloat16 or float32; if it is so already, its weights are broken."
         )
     return found.double()
+
+
+def _weighted(hidden: Tensor, weight: Tensor, device: torch.device) -> Tensor:
+    """(batch, tokens, width) and (batch, 1, tokens) -> (batch, width)."""
+    return (weight.to(hidden.device) @ hidden).squeeze(1).to(device)
 
 
 def counted_means(acts: Acts, group: Sequence[Encoded]) -> Tensor:

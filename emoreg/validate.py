@@ -7,6 +7,7 @@ directions nor that choice have seen.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from emoreg import findings, refits
-from emoreg.bank import Dosage, Text, fingerprint
+from emoreg.bank import SPLITS, Dosage, Text, fingerprint
 from emoreg.bench import WATCHED, Array, Bench
 from emoreg.controls import random_directions
 from emoreg.errors import BankError
@@ -104,10 +105,13 @@ def validate(
         CaptureError: Activations that are not finite.
     """
     vectors.check(model, tokenizer)
-    used = _usable_texts(vectors, texts)
-    skip = int(vectors.card.get("choices", {}).get("skip_tokens", Choices.skip_tokens))
+    if blocks is not None:
+        vectors.probe(blocks=blocks)  # refuses blocks that the set does not hold
+    made = vectors.card.get("choices", {})
+    used = _usable_texts(vectors, _turned(texts, str(made.get("split", "fit"))))
     random = random_directions(RANDOM, len(vectors.blocks), vectors.width)
-    choices = Choices(skip_tokens=skip)
+    known = ("skip_tokens", "neutral_variance")
+    choices = Choices(**{k: made[k] for k in known if k in made})
     samples = collect(model, tokenizer, vectors, used, dosage, choices, random, progress)
     stories = samples.raw["story"].where(lambda t: t.split == "fit")
     curve = refits.by_block(stories, samples.noise)
@@ -163,6 +167,14 @@ def _control(gate: Gate) -> str:
     return f" ({name.replace('_', ' ')})" if name else ""
 
 
+def _turned(texts: Sequence[Text], fitted: str) -> Sequence[Text]:
+    """The texts, with the splits' names changed over if the set was fitted on the held-out one."""
+    if fitted == "fit":
+        return texts
+    other = dict(zip(SPLITS, reversed(SPLITS), strict=True))
+    return [replace(t, split=other[t.split]) for t in texts]
+
+
 def _usable_texts(vectors: EmotionVectors, texts: Sequence[Text]) -> list[Text]:
     """The texts of emotions that the set holds, with the texts that carry none."""
     mine = {t.label for t in texts if t.kind == "story"} & set(vectors.emotions)
@@ -177,12 +189,19 @@ def _usable_texts(vectors: EmotionVectors, texts: Sequence[Text]) -> list[Text]:
             f"No held-out stories for {', '.join(lacking)}: what a direction reads on topics it "
             'was not fitted on cannot be known. Give some topics "split": "held-out".'
         )
+    fit = Counter(t.label for t in texts if t.kind == "story" and t.split == "fit")
+    topics = {t.topic for t in texts if t.kind == "story" and t.split == "fit"}
+    if any(fit[e] < 4 for e in mine) or len(topics - {""}) in (1, 2, 3):
+        raise BankError(
+            "Blocks are chosen between halves of the fit topics; wanted at least four fit stories "
+            f"for each emotion on four topics, got {min(fit[e] for e in mine)} on {len(topics)}."
+        )
     free = ("neutral", "urgency", "transcript")
     return [t for t in texts if t.kind in free or t.label in mine]
 
 
 def _window(blocks: Sequence[int], score: Array) -> tuple[int, ...]:
-    """The neighbouring blocks with the best mean score; at one score, the middle of the depth."""
+    """The best neighbours by mean score; at one score, those nearest two thirds of the depth."""
     size = min(WINDOW, len(blocks))
     runs = [range(i, i + size) for i in range(len(blocks) - size + 1)]
     middle = len(blocks) * 2 / 3

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -220,7 +221,14 @@ class EmotionVectors:
         Raises:
             VectorFileError: As in `load`.
         """
-        return cls.load(name if Path(name).is_dir() else hub.download(str(name), **knobs))
+        if Path(name).is_dir():
+            return cls.load(name)
+        try:
+            return cls.load(hub.download(str(name), **knobs))
+        except HFValidationError as e:
+            raise VectorFileError(f"{name} is neither a folder nor a name on the hub.") from e
+        except OSError as e:
+            raise VectorFileError(f"{name} is no folder and cannot be had from the hub: {e}") from e
 
     def push_to_hub(self, repo_id: str, **knobs: Any) -> str:
         """Write the set with its card into a repository of the hub; returns the commit's address.

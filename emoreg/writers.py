@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import httpx
 import torch
-from transformers import set_seed
 
 from emoreg.encode import encode_prompt
 from emoreg.errors import GenerationError
@@ -37,14 +36,14 @@ class LocalWriter:
 
     @torch.no_grad()
     def __call__(self, prompt: str, seed: int) -> str:
-        """Sample one answer; the global random state is given back."""
+        """Sample one answer; PyTorch's random state is given back."""
         if getattr(self.tokenizer, "chat_template", None):
             ids = encode_prompt(self.tokenizer, [{"role": "user", "content": prompt}])
         else:
             ids = self.tokenizer(prompt + "\n\n")["input_ids"]
         start = torch.tensor([ids], device=next(self.model.parameters()).device)
         with evaluating(self.model), torch.random.fork_rng():
-            set_seed(seed)
+            torch.manual_seed(seed)
             found = self.model.generate(
                 input_ids=start,
                 attention_mask=torch.ones_like(start),
@@ -89,7 +88,7 @@ class EndpointWriter:
         try:
             found = self._post(asked).raise_for_status().json()
             return str(found["choices"][0]["message"]["content"] or "")
-        except httpx.HTTPError as e:
+        except (httpx.HTTPError, httpx.InvalidURL) as e:
             raise GenerationError(f"{self.url} gave no answer: {e}") from e
         except (LookupError, TypeError, ValueError) as e:
             raise GenerationError(

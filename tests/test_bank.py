@@ -77,14 +77,16 @@ def test_a_malformed_line_is_named_with_its_file_and_number(
         assert fields in str(error.value)
 
 
-def test_a_split_holds_its_own_texts_and_every_neutral_one() -> None:
+def test_a_split_holds_its_own_texts_and_neutral_ones_of_one_split_serve_both() -> None:
     fit, held = (Text("story", "calm", split, text="x") for split in ("fit", "held-out"))
     notes = [Text("neutral", split=split, text="x") for split in ("fit", "held-out")]
     bank = [fit, *notes, held]
     assert choose(bank, "story", "fit") == [fit]
     assert choose(bank, "story", "held-out") == [held]
     assert choose(bank, "transcript", "fit") == []
-    assert choose(bank, "neutral", "fit") == choose(bank, "neutral", "held-out") == notes
+    assert choose(bank, "neutral", "fit") == notes[:1]
+    assert choose(bank, "neutral", "held-out") == notes[1:]
+    assert choose(bank[:2], "neutral", "held-out") == notes[:1]
 
 
 def test_a_folder_is_read_file_by_file_and_an_id_stands_once(tmp_path: Path) -> None:
@@ -112,11 +114,13 @@ def test_a_bank_without_a_text_is_refused(content: str | None, tmp_path: Path) -
         load_bank(tmp_path / "elsewhere.jsonl")
 
 
-SWEPT = {"id": "d", "rises": "fear", "template": "I took {x} mg.", "values": [1, 20, 3000]}
+SWEPT = {"id": "d", "rises": "fear", "template": "I took {x} mg.", "values": [1, 2, 3, 4, 20, 3000]}
 NOT_SWEPT = {
     "rises": ({"rises": "joy"}, "'joy' is neither fear nor relief"),
     "template": ({"template": "I took some."}, "lacks {x}"),
-    "values": ({"values": [3, 2, 1]}, "at least three ascending values"),
+    "values": ({"values": [3, 2, 1]}, "at least 6 ascending values"),
+    "few values": ({"values": [1, 2, 3]}, "at least 6 ascending values"),
+    "values in words": ({"values": ["one"] * 6}, "values are numbers"),
     "field": ({"number": 3}, "number"),
 }
 
@@ -125,7 +129,8 @@ def test_a_dosage_template_gives_a_message_for_every_value(tmp_path: Path) -> No
     assert load_dosage(tmp_path) == []
     (tmp_path / "dosage.jsonl").write_text(json.dumps(SWEPT) + "\n")
     (found,) = load_dosage(tmp_path)
-    assert found.prompts() == ["I took 1 mg.", "I took 20 mg.", "I took 3,000 mg."]
+    assert found.prompts()[::3] == ["I took 1 mg.", "I took 4 mg."]
+    assert found.prompts()[-1] == "I took 3,000 mg."
 
 
 @pytest.mark.parametrize(("change", "words"), NOT_SWEPT.values(), ids=NOT_SWEPT)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from models import causal_lm, counting, hooks, tokenizer
 
+from emoreg import extract as module_of_extract
 from emoreg import sweep as module
 from emoreg.bank import Text
 from emoreg.encode import encode
@@ -193,10 +194,28 @@ def test_an_interrupted_extraction_goes_on_to_the_same_vectors(
     assert "Going on after" in caplog.text
     assert told[0][0] > 0  # control: what was read is not read again
     assert same(again, whole)
-    assert not file.exists()
 
 
-@pytest.mark.parametrize("change", ["bank", "choices", "blocks", "broken"])
+def test_a_batch_that_was_added_in_part_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, file, real, calls = model(), tmp_path / "p", module_of_extract._add, []
+    whole = extract(lm, tokenizer(), bank(), None, CHOICES)
+
+    def stopped(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        real(*args)
+
+    monkeypatch.setattr(module_of_extract, "_add", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        extract(lm, tokenizer(), bank(), None, CHOICES, None, file)
+    monkeypatch.undo()
+    assert same(extract(lm, tokenizer(), bank(), None, CHOICES, None, file), whole)
+
+
+@pytest.mark.parametrize("change", ["bank", "choices", "blocks", "weights", "broken"])
 def test_another_jobs_progress_is_not_continued(
     change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -209,6 +228,9 @@ def test_another_jobs_progress_is_not_continued(
         choices = Choices(skip_tokens=3, batch_tokens=100)
     elif change == "blocks":
         blocks = [1]
+    elif change == "weights":
+        with torch.no_grad():
+            lm.model.layers[1].mlp.down_proj.weight.mul_(1.5)
     else:
         file.write_bytes(b"not safetensors")
     whole = extract(lm, tokenizer(), texts_, blocks, choices)
