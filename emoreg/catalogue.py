@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
@@ -83,7 +84,9 @@ class Catalogue:
             UnknownEmotionError: It is not in the catalogue.
         """
         if emotion not in self.entries:
-            raise UnknownEmotionError(f"{emotion!r} is not among the catalogue's emotions.")
+            near = get_close_matches(emotion, self.entries, n=3, cutoff=0.4)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise UnknownEmotionError(f"{emotion!r} is not among the catalogue's emotions{hint}.")
         return self.entries[emotion]
 
     def valence(self, emotion: str, default: float | None = None) -> float:

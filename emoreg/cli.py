@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         flags.run(flags, console)
     except KeyboardInterrupt as e:
-        print("emoreg: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        goes_on = "; the same command goes on where it stopped" if hasattr(flags, "resumes") else ""
+        print(f"emoreg: interrupted{goes_on}", file=sys.stderr)
         raise SystemExit(130) from e
     except (EmoregError, OSError) as e:
         print(f"emoreg: {e}", file=sys.stderr)
@@ -35,10 +37,12 @@ def main(argv: list[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     """Every command and flag."""
     found = argparse.ArgumentParser(prog="emoreg", description=__doc__)
+    found.add_argument("--version", action="version", version=version("emoreg"))
     commands = found.add_subparsers(required=True, metavar="command")
 
     def command(name: str, run: Run, help: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help, description=help)
+        shown = argparse.ArgumentDefaultsHelpFormatter
+        made = commands.add_parser(name, help=help, description=help, formatter_class=shown)
         made.set_defaults(run=run)
         return made
 
@@ -77,6 +81,7 @@ def _add_vectors(command: Callable[[str, Run, str], argparse.ArgumentParser]) ->
     made.add_argument("--neutral-variance", type=float, default=0.5, help="projected out")
     made.add_argument("--batch-tokens", type=int, default=8192, help="padded, in one forward")
     made.add_argument("--overwrite", action="store_true")
+    made.set_defaults(resumes=True)
     made = command("validate", later("run_validate"), "measure a set: gates, verdict and a page")
     _add_model(made)
     _add_set(made)
@@ -91,7 +96,7 @@ def _add_vectors(command: Callable[[str, Run, str], argparse.ArgumentParser]) ->
     _add_set(made)
     made.add_argument("--emotion", required=True)
     made.add_argument("--prompt", action="append", required=True, help="may be given several times")
-    made.add_argument("--strength", type=float, default=0.05, help="of the residual norm")
+    made.add_argument("--strength", type=float, default=0.05, help="share of the residual norm")
     made.add_argument("--blocks", type=blocks, help="the middle suggested one by default")
     made.add_argument("--tokens", type=int, default=120, help="to write")
 
@@ -105,6 +110,7 @@ def _add_model(made: argparse.ArgumentParser) -> None:
 
 
 def _add_set(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--renamed", action="store_true", help="the model is a renamed copy")
     made.add_argument("--vectors", required=True, help="folder of a set, or its name on the hub")
 
 
@@ -123,6 +129,7 @@ def _add_generate(made: argparse.ArgumentParser) -> None:
     made.add_argument("--number", type=int, default=1, help="stories for an emotion and topic")
     made.add_argument("--attempts", type=int, default=4, help="at one story, before giving it up")
     made.add_argument("--seed", type=int, default=0)
+    made.set_defaults(resumes=True)
 
 
 def blocks(text: str) -> list[int]:

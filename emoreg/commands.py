@@ -50,6 +50,19 @@ def bar(what: str) -> Iterator[Told]:
         yield tell
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written before hours of work are done.
+
+    Raises:
+        ConfigError: It is a file, or lies where nothing may be written.
+    """
+    at = folder.absolute()
+    while not at.exists():
+        at = at.parent
+    if not at.is_dir() or not os.access(at, os.W_OK):
+        raise ConfigError(f"{folder} cannot be written: {at} is no folder that may be written to.")
+
+
 def run_extract(flags: Namespace, console: Console) -> None:
     """Read a bank with a model, and save the set."""
     if (flags.out / "card.json").exists() and not flags.overwrite:
@@ -57,6 +70,7 @@ def run_extract(flags: Namespace, console: Console) -> None:
             f"{flags.out} holds a vector set already; choose another --out or give --overwrite."
         )
     texts = load_bank(flags.bank)
+    check_writable(flags.out)
     choices = Choices(
         flags.skip_tokens,
         flags.neutral_variance,
@@ -74,6 +88,9 @@ def run_extract(flags: Namespace, console: Console) -> None:
         f"emoreg: wrote {flags.out}: {len(vectors.emotions)} emotions, facets "
         f"{' and '.join(f.name for f in vectors.facets)}, {len(vectors.blocks)} blocks.\n"
         f"Not validated yet: emoreg validate --model {flags.model} --vectors {flags.out}"
+        + (f" --bank {flags.bank}" if flags.bank != OWN_BANK else "")
+        + (f" --chat-template {flags.chat_template}" if flags.chat_template else ""),
+        soft_wrap=True,
     )
 
 
@@ -81,9 +98,12 @@ def run_validate(flags: Namespace, console: Console) -> None:
     """Measure a set on a bank; write what was found beside it, and into its card."""
     texts, dosage = load_bank(flags.bank), load_dosage(flags.bank)
     vectors = EmotionVectors.from_pretrained(flags.vectors)
+    check_writable(flags.out or Path(flags.vectors))
     model, tokenizer = source(flags).load()
     with bar(f"reading {len(texts)} texts") as tell:
-        found = validate(model, tokenizer, vectors, texts, dosage, flags.blocks, tell)
+        found = validate(
+            model, tokenizer, vectors, texts, dosage, flags.blocks, tell, flags.renamed
+        )
     out = flags.out or Path(flags.vectors)
     found.save(out)
     console.print(gate_table(found.gates))
@@ -121,6 +141,7 @@ def run_steer(flags: Namespace, console: Console) -> None:
         flags.strength,
         flags.blocks,
         flags.tokens,
+        flags.renamed,
     )
     for row in rows:
         table = Table(title=Text(f"“{row.prompt}”"), show_lines=True)
@@ -133,6 +154,8 @@ def run_steer(flags: Namespace, console: Console) -> None:
 def run_generate(flags: Namespace, console: Console) -> None:
     """Let a model write the stories that a file lacks."""
     bank = load_bank(OWN_BANK) if flags.topics is None else []
+    for emotion in flags.emotions or ():
+        CATALOGUE.entry(emotion)
     wanted = list(
         tasks(flags.emotions or CATALOGUE.words, load_topics(flags.topics, bank), flags.number)
     )
@@ -167,6 +190,8 @@ def run_bank(flags: Namespace, console: Console) -> None:
         )
     for problem in found["problems"][:SHOWN]:
         console.print(problem, markup=False, soft_wrap=True)
+    if len(found["problems"]) > SHOWN:
+        console.print(f"and {len(found['problems']) - SHOWN} more, all in card.json")
     console.print(
         f"emoreg: {found['texts']} texts, {len(found['problems'])} problems; wrote "
         f"{folder / 'card.json'}"

@@ -49,7 +49,7 @@ def encode(tokenizer: Any, texts: Sequence[Text], skip: int, context: int = 0) -
         BankError: No chat template, or a text of which nothing is left to read.
     """
     raw = [t for t in texts if not t.messages]
-    ids = tokenizer([t.text for t in raw])["input_ids"] if raw else []
+    ids = tokenizer([t.text for t in raw], verbose=False)["input_ids"] if raw else []
     found = [
         Encoded(text, list(row), list(range(max(skip, 1), len(row))), [])
         for text, row in zip(raw, ids, strict=True)
@@ -173,6 +173,8 @@ def _by_text(
     ends = [stop for _, stop in coded["offset_mapping"]]
     cursor, spans = 0, []
     for message in messages:
+        if message["role"] == "system":
+            continue  # a template may put it anywhere
         content = message["content"].strip()
         begin = text.find(content, cursor)
         if begin < 0:

@@ -73,7 +73,7 @@ def write_gguf(vectors: EmotionVectors, emotion: str, path: Path, facet: str | N
         MissingExtraError: The package ``gguf`` is not installed.
         VectorFileError: The set holds block 0 alone.
     """
-    gguf = _gguf()
+    gguf, path = _gguf(), Path(path)
     rows = {b: v for b, v in layer_activations(vectors, emotion, facet).items() if b > 0}
     if not rows:
         raise VectorFileError(
@@ -137,7 +137,7 @@ def write_persona(
     whole = torch.zeros(depth + 1, vectors.width)
     for block, direction in rows.items():
         whole[block + 1] = direction
-    return write_atomic(path, _bytes(whole))
+    return write_atomic(Path(path), _bytes(whole))
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -166,8 +166,10 @@ def read_persona(path: Path) -> dict[int, Tensor]:
     if not isinstance(whole, Tensor) or whole.dim() != 2 or len(whole) < 2:
         shape = tuple(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__
         raise VectorFileError(f"{path} holds {shape}; wanted a tensor of (blocks + 1, width).")
-    rows = whole[1:].float()
-    return {b: row for b, row in enumerate(rows) if bool(row.any())}
+    rows = {b: row for b, row in enumerate(whole[1:].float()) if bool(row.any())}
+    if not rows:
+        raise VectorFileError(f"{path} holds zeros alone; wanted a direction in some row.")
+    return rows
 
 
 def calibrate(
@@ -194,6 +196,8 @@ def calibrate(
         BankError: Fewer than two neutral texts.
     """
     backbone, names = find_backbone(model), tuple(directions)
+    if not names:
+        raise VectorFileError("No direction given; wanted emotion -> block -> direction.")
     shared = set.intersection(*(set(rows) for rows in directions.values()))
     at = check_blocks(sorted(shared) if blocks is None else blocks, backbone)
     raw = torch.stack(

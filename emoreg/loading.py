@@ -40,6 +40,6 @@ class Source:
                 tokenizer.chat_template = self.chat_template.read_text(encoding="utf-8")
             model.to(device)
             return model.eval(), tokenizer
-        except (OSError, ValueError, RuntimeError, ImportError) as e:
+        except (OSError, ValueError, RuntimeError, ImportError, AssertionError) as e:
             reason = str(e).strip().splitlines()[0]
             raise ConfigError(f"{self.model} cannot be loaded: {reason}") from e

@@ -6,6 +6,7 @@ The strength is a fraction of the mean length of the residual stream at the bloc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from emoreg.controls import random_directions
 from emoreg.encode import encode_prompt
-from emoreg.errors import VectorFileError
+from emoreg.errors import ConfigError, VectorFileError
 from emoreg.tap import Tap, evaluating
 from emoreg.vectors import EmotionVectors
 
@@ -28,7 +29,7 @@ class Steered:
     texts: dict[str, str]  # condition, such as ``-0.05 calm``, -> what the model wrote
 
 
-def steer(
+def steer(  # noqa: PLR0913 - each is a flag of the command
     model: Any,
     tokenizer: Any,
     vectors: EmotionVectors,
@@ -37,6 +38,7 @@ def steer(
     strength: float = 0.05,
     blocks: Sequence[int] | None = None,
     tokens: int = 120,
+    renamed: bool = False,
 ) -> list[Steered]:
     """Continue prompts greedily at minus, no and plus the strength, and along a random direction.
 
@@ -49,13 +51,19 @@ def steer(
         strength: Fraction of the residual norm at each block.
         blocks: Where to add it; the middle one of those suggested by default.
         tokens: Most new tokens.
+        renamed: True accepts a model of another name.
 
     Raises:
+        ConfigError: A strength that is not finite, or no token to write.
         UnknownEmotionError: The set does not hold the emotion or the block.
         VectorMismatchError: The set was made for another model.
         VectorFileError: The set does not say how long the residual stream is.
     """
-    vectors.check(model, tokenizer)
+    if not math.isfinite(strength) or tokens < 1:
+        raise ConfigError(
+            f"Wanted a finite strength and at least one token, got {strength} and {tokens}."
+        )
+    vectors.check(model, tokenizer, name=not renamed)
     vectors.require([emotion])
     suggested = vectors.suggested_blocks
     probe = vectors.probe([vectors.facets[0].name], blocks or [suggested[len(suggested) // 2]])

@@ -87,6 +87,7 @@ def validate(
     dosage: Sequence[Dosage] = (),
     blocks: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    renamed: bool = False,
 ) -> Validation:
     """Measure a set on a bank.
 
@@ -98,13 +99,14 @@ def validate(
         dosage: Its dosage templates.
         blocks: What to suggest; by default the best of up to three neighbours on the fit split.
         progress: Called with the tokens done and the tokens in all.
+        renamed: True accepts a model of another name.
 
     Raises:
         BankError: Nothing to measure on: emotions without held-out topics, or no shared emotion.
         VectorMismatchError: The set was made for another model.
         CaptureError: Activations that are not finite.
     """
-    vectors.check(model, tokenizer)
+    vectors.check(model, tokenizer, name=not renamed)
     if blocks is not None:
         vectors.probe(blocks=blocks)  # refuses blocks that the set does not hold
     made = vectors.card.get("choices", {})

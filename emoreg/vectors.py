@@ -134,13 +134,18 @@ class EmotionVectors:
             "width": (self.width, backbone.width),
             "blocks": (made_for.get("blocks"), len(backbone.blocks)),
         }
+        if made_for.get("type"):
+            pairs["type"] = (made_for["type"], found["type"])
         if name and found["name"]:
             pairs["name"] = (made_for.get("name"), found["name"])
         if tokenizer is not None:
             pairs["tokenizer"] = (made_for.get("tokenizer"), found["tokenizer"])
         wrong = [f"{k}: vectors {a!r}, model {b!r}" for k, (a, b) in pairs.items() if a != b]
         if wrong:
-            renamed = " If only the name differs and the weights do not, set check_name to false."
+            renamed = (
+                " If only the name differs and the weights do not, set check_name to false "
+                "(a command: --renamed)."
+            )
             raise VectorMismatchError(
                 f"These vectors were made for {made_for.get('name') or 'another model'}:\n  - "
                 + "\n  - ".join(wrong)
@@ -200,8 +205,10 @@ class EmotionVectors:
                 for n, e in fields["facets"].items()
             )
             vectors = cls(facets, tuple(fields["blocks"]), tensors["mu"], fields)
-        except (KeyError, TypeError, AttributeError) as e:
-            raise VectorFileError(f"{folder} lacks {e}; make the set again.") from e
+            tuple(vectors.suggested_blocks), dict(fields.get("model", {}))
+            str(vectors.caveat)
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            raise VectorFileError(f"{folder} lacks {e} or has it in another form.") from e
         vectors.verify(str(folder))
         if fields.get("sha256") != hashlib.sha256(data).hexdigest():
             raise VectorFileError(

@@ -86,7 +86,13 @@ class EndpointWriter:
             "seed": seed,
         }
         try:
-            found = self._post(asked).raise_for_status().json()
+            answer = self._post(asked)
+            if answer.is_error:
+                raise GenerationError(
+                    f"{self.url} gave no answer: {answer.status_code}, {answer.text[:200]}. A key "
+                    "goes into the variable OPENAI_API_KEY."
+                )
+            found = answer.json()
             return str(found["choices"][0]["message"]["content"] or "")
         except (httpx.HTTPError, httpx.InvalidURL) as e:
             raise GenerationError(f"{self.url} gave no answer: {e}") from e

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,25 @@ def test_an_interrupted_command_goes_on(
     assert (one.facets[0].directions * other.facets[0].directions).sum(-1).min() > 0.999999
 
 
+def test_a_base_model_is_read_on_stories_alone(bank: Path, tmp_path: Path, capsys: Any) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(MODEL, base, ignore=shutil.ignore_patterns("chat_template.jinja"))
+    argv = ["--bank", str(bank), "--out", str(out), "--skip-tokens", "8"]
+    assert "--facets stories" in fails(capsys, "extract", "--model", str(base), *argv)
+    main(["extract", "--model", str(base), *argv, "--facets", "stories"])
+    assert [f.name for f in EmotionVectors.load(out).facets] == ["stories"]
+
+
+def test_blocks_that_the_set_lacks_and_folders_that_are_none(made: Path, capsys: Any) -> None:
+    argv = ["validate", *COMMON, "--vectors", str(made)]
+    assert "Blocks [99] are not in this vector set" in fails(capsys, *argv, "--blocks", "99")
+    for name in ("/nowhere/at/all", "./nowhere"):
+        said = fails(capsys, "validate", *COMMON, "--vectors", name)
+        assert "nowhere" in said
+    file = made / "card.json"
+    assert "cannot be written" in fails(capsys, "extract", *COMMON, "--out", str(file / "x"))
+
+
 @pytest.mark.parametrize(("text", "found"), [("3", [3]), ("2-4", [2, 3, 4]), ("1, 5-6", [1, 5, 6])])
 def test_blocks_are_lists_and_ranges(text: str, found: list[int]) -> None:
     assert blocks(text) == found
@@ -218,6 +238,13 @@ def test_other_blocks_are_refused(text: str, capsys: Any) -> None:
         main(["extract", *COMMON, "--out", "x", f"--blocks={text}"])
     assert stop.value.code == 2
     assert "is no list of blocks" in capsys.readouterr().err
+
+
+def test_the_bank_command_checks_a_bank_with_stories_alone(tmp_path: Path, capsys: Any) -> None:
+    stories = [t for t in load_bank() if t.kind in ("story", "neutral")]
+    save_bank(stories, tmp_path / "stories.jsonl")
+    main(["bank", str(tmp_path)])
+    assert "0 problems" in capsys.readouterr().out
 
 
 def test_the_bank_command_tells_what_is_wrong(tmp_path: Path, capsys: Any) -> None:

@@ -46,6 +46,22 @@ def test_turns_are_found_where_a_template_rewrites_earlier_ones(template: str) -
     assert plain == ["\nfirst answer<|end|>", "\nsecond answer<|end|>"]
 
 
+def test_what_a_user_says_is_never_taken_for_the_answer() -> None:
+    """As templates do that put the system's words into the user's last turn."""
+    late = (
+        "{% set ns = namespace(s='') %}{% for m in messages %}{% if m.role == 'system' %}"
+        "{% set ns.s = m.content %}{% elif m.role == 'user' %}<|user|>"
+        "{% if loop.last or messages[loop.index:] | selectattr('role', 'equalto', 'user') | list"
+        " | length == 0 %}{{ ns.s }} {% endif %}{{ m.content }}<|assistant|>"
+        "{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    )
+    talk = [{"role": "system", "content": "be brief"}, *TALK]
+    assert [t.removeprefix("<|assistant|>") for t in read(late, talk)] == [
+        "first answer",
+        "second answer",
+    ]
+
+
 def test_the_colon_of_a_turn_is_the_token_before_it() -> None:
     for template in (TEMPLATE, REWRITING, OPENED):
         tok = tokenizer(template=template)

@@ -113,6 +113,16 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert generate(good, wanted(), out) == Outcome(already=4)
 
 
+@pytest.mark.parametrize("cut", [1, 30])
+def test_a_last_line_that_was_cut_off_is_written_again(cut: int, tmp_path: Path) -> None:
+    out, whole = tmp_path / "s.jsonl", tmp_path / "whole.jsonl"
+    for path in (out, whole):
+        generate(good, wanted(), path)
+    out.write_text(out.read_text()[:-cut])
+    generate(good, wanted(), out)
+    assert out.read_text() == whole.read_text()
+
+
 def test_topics_come_from_a_file_or_from_the_bank(tmp_path: Path) -> None:
     path = tmp_path / "topics.txt"
     path.write_text("one\n\ntwo\none\nthree\n four \n")

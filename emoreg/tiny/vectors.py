@@ -54,4 +54,4 @@ def _fit(model: Any, tokenizer: Any, bank: Sequence[Text], split: str) -> Emotio
 def save_bank(bank: Sequence[Text], path: Path) -> None:
     """Write texts as JSON lines, as `emoreg extract --bank` reads them."""
     rows = ({k: v for k, v in asdict(t).items() if v and k != "where"} for t in bank)
-    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomic(Path(path), "".join(json.dumps(row) + "\n" for row in rows))
