@@ -122,18 +122,7 @@ def extract(
             progress(read, tokens)
 
     tell(())
-    try:
-        rest = encoded[sums.done :]
-        for group, found in sweep(model, rest, at, choices.batch_tokens, counted_means):
-            sums.adding = True
-            for item, mean in zip(group, found, strict=True):
-                _add(sums, item, mean)
-            sums.done += len(group)
-            sums.adding = False
-            sums.save()
-            tell(group)
-    finally:  # an interruption, or an error on a later text, loses nothing
-        sums.save(at_once=True)
+    _first_read(sums, model, encoded, at, choices, tell)
     mu = sums.kind("tokens").of("neutral")
     facets = _facets(sums, choices, mu)
     directions = torch.cat([f.directions for f in facets])
@@ -149,6 +138,29 @@ def extract(
         mu.float(),
         {**card, "norms": [round(x, 5) for x in norms.tolist()]},
     )
+
+
+def _first_read(
+    sums: Progress,
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    at: Sequence[int],
+    choices: Choices,
+    tell: Callable[[Sequence[Encoded]], None],
+) -> None:
+    """Add the texts that the sums lack; what was read is kept whatever happens."""
+    try:
+        rest = encoded[sums.done :]
+        for group, found in sweep(model, rest, at, choices.batch_tokens, counted_means):
+            sums.adding = True
+            for item, mean in zip(group, found, strict=True):
+                _add(sums, item, mean)
+            sums.done += len(group)
+            sums.adding = False
+            sums.save()
+            tell(group)
+    finally:
+        sums.save(at_once=True)
 
 
 def _wanted(texts: Sequence[Text], choices: Choices, chat: bool) -> list[Text]:

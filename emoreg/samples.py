@@ -110,17 +110,9 @@ def collect(
         BankError: A text that cannot be read.
         CaptureError: Activations that are not finite.
     """
-    chat = bool(getattr(tokenizer, "chat_template", None))
-    swept = [
-        Text("urgency", d.rises, topic=d.id, messages=({"role": "user", "content": p},), id=str(i))
-        for d in dosage
-        for i, p in enumerate(d.prompts())
-    ]
-    limit = context_length(model)
-    fit = {id(t) for t in choose(texts, "neutral", "fit")}
-    wanted = [t for t in texts if t.kind != "neutral" or id(t) in fit]
-    wanted = [t for t in wanted if chat or not t.messages] + (swept if chat else [])
-    encoded = encode(tokenizer, wanted, choices.skip_tokens, limit)
+    swept = _swept(dosage)
+    wanted = _readable([*texts, *swept], bool(getattr(tokenizer, "chat_template", None)))
+    encoded = encode(tokenizer, wanted, choices.skip_tokens, context_length(model))
     neutral = [e for e in encoded if e.text.kind == "neutral"]
     done, total = 0, sum(len(e.ids) for e in (*encoded, *neutral))
 
@@ -130,12 +122,9 @@ def collect(
         if progress is not None:
             progress(done, total)
 
-    def places(acts: Acts, group: Sequence[Encoded]) -> Tensor:
-        return torch.stack([means(acts, group, [_at(e, p) for e in group]) for p in PLACES], 1)
-
     found: list[tuple[Text, Tensor]] = []  # with (places, blocks, width)
     scatter = Scatter()
-    for group, acts in sweep(model, encoded, vectors.blocks, choices.batch_tokens, places):
+    for group, acts in sweep(model, encoded, vectors.blocks, choices.batch_tokens, _places):
         for item, mean in zip(group, acts, strict=True):
             if item.text.kind == "neutral":
                 scatter.add(mean[0])
@@ -169,6 +158,27 @@ def collect(
         scatter.components(choices.neutral_variance),
         Facet("random", names, random.float(), sigma.float()),
     )
+
+
+def _swept(dosage: Sequence[Dosage]) -> list[Text]:
+    """A message for every value of every template; its id is the value's place."""
+    return [
+        Text("urgency", d.rises, topic=d.id, messages=({"role": "user", "content": p},), id=str(i))
+        for d in dosage
+        for i, p in enumerate(d.prompts())
+    ]
+
+
+def _readable(texts: Sequence[Text], chat: bool) -> list[Text]:
+    """Texts without neutral ones of the held-out split, and without a chat no conversations."""
+    fit = {id(t) for t in choose(texts, "neutral", "fit")}
+    kept = [t for t in texts if t.kind != "neutral" or id(t) in fit]
+    return [t for t in kept if chat or not t.messages]
+
+
+def _places(acts: Acts, group: Sequence[Encoded]) -> Tensor:
+    """Means of each text at each place, (batch, places, blocks, width)."""
+    return torch.stack([means(acts, group, [_at(e, p) for e in group]) for p in PLACES], 1)
 
 
 def _at(item: Encoded, place: str) -> Sequence[int]:
