@@ -101,14 +101,15 @@ def means(acts: Acts, group: Sequence[Encoded], positions: Sequence[Sequence[int
     first = next(iter(acts.values()))
     # float64 sums where the device has them; Apple's does not.
     exact = torch.float32 if first.device.type == "mps" else torch.float64
-    weight = torch.zeros(len(group), 1, first.shape[1], dtype=exact)
-    for i, at in enumerate(positions):
-        weight[i, 0, list(at)] = 1 / len(at)
-    found = torch.stack([_weighted(h.to(exact), weight, first.device) for h in acts.values()], 1)
-    if not bool(found.isfinite().all()):  # what is not read, a sink in float16, may be infinite
-        kept = [h.to(exact).masked_fill((weight.mT == 0).to(h.device), 0) for h in acts.values()]
-        found = torch.stack([_weighted(h, weight, first.device) for h in kept], 1)
-    found = found.cpu()
+    found = torch.stack(
+        [
+            torch.stack([_mean(row, at, exact) for row, at in zip(h, positions, strict=True)]).to(
+                first.device
+            )
+            for h in acts.values()
+        ],
+        1,
+    ).cpu()
     if not bool(found.isfinite().all()):
         text, block = (~found.isfinite().all(-1)).nonzero()[0].tolist()
         raise CaptureError(
@@ -119,9 +120,11 @@ def means(acts: Acts, group: Sequence[Encoded], positions: Sequence[Sequence[int
     return found.double()
 
 
-def _weighted(hidden: Tensor, weight: Tensor, device: torch.device) -> Tensor:
-    """(batch, tokens, width) and (batch, 1, tokens) -> (batch, width)."""
-    return (weight.to(hidden.device) @ hidden).squeeze(1).to(device)
+def _mean(row: Tensor, at: Sequence[int], exact: torch.dtype) -> Tensor:
+    """Mean over some tokens of one text: (tokens, width) -> (width,)."""
+    whole = at[-1] - at[0] + 1 == len(at)  # of a raw text: no copy is made
+    kept = row[at[0] : at[-1] + 1] if whole else row[list(at)]
+    return kept.sum(0, dtype=exact) / len(at)
 
 
 def counted_means(acts: Acts, group: Sequence[Encoded]) -> Tensor:
