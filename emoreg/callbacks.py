@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from transformers import Trainer, TrainerCallback
 
+from emoreg.base import adapters_off, has_adapters
 from emoreg.drift import Array, Drift, by_emotion, colon_readings, drift, load_prompts
 from emoreg.errors import ConfigError
 from emoreg.files import write_atomic
-from emoreg.host import adapters_off, check_trainer, has_adapters, model_of
+from emoreg.host import check_trainer, model_of
 from emoreg.vectors import EmotionVectors
 from emoreg.wandb_media import log_drift
 

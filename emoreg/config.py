@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from emoreg.errors import ConfigError
-from emoreg.tokens import SCOPES
+from emoreg.tokens import SCOPES, SIDES
 
 PREFIX = "emoreg_"
 CHOICES = {"emoreg_anchor": ("neutral", "base"), "emoreg_pool": ("mean", "top")}
@@ -67,7 +67,14 @@ class EmoRegConfig:
     )
     emoreg_scope: list[str] = field(
         default_factory=lambda: ["completion", "colon"],
-        metadata={"help": "Tokens that count: some of completion, colon, prompt."},
+        metadata={"help": "Tokens that count: some of completion, colon, prompt, tool."},
+    )
+    emoreg_sides: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Sequences the terms act on, of those the trainer tells apart: chosen, "
+            "rejected, reference, desired, undesired, rewarded, unrewarded. All by default."
+        },
     )
     emoreg_warmup: float = field(
         default=0.0, metadata={"help": "Share of training over which the weights rise from 0."}
@@ -88,7 +95,7 @@ class EmoRegConfig:
             self.emoreg_penalize, self.emoreg_reward = {"desperate": 0.0}, {"calm": 0.0}
         self.emoreg_penalize = _weights("emoreg_penalize", self.emoreg_penalize, problems)
         self.emoreg_reward = _weights("emoreg_reward", self.emoreg_reward, problems)
-        for name in ("emoreg_scope", "emoreg_facets", "emoreg_blocks"):
+        for name in ("emoreg_scope", "emoreg_sides", "emoreg_facets", "emoreg_blocks"):
             if isinstance(getattr(self, name), str | int):
                 setattr(self, name, [getattr(self, name)])
         problems += self._problems()
@@ -99,21 +106,26 @@ class EmoRegConfig:
         both = sorted(set(self.penalize) & set(self.reward))
         if both:
             yield f"{', '.join(both)}: both penalised and rewarded; choose one"
-        for name in ("emoreg_keep", "emoreg_margin"):
-            if not _non_negative(getattr(self, name)):
-                yield f"{name} must be a finite number >= 0, got {getattr(self, name)!r}"
+        yield from self._numbers()
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 yield f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-        if not self.emoreg_scope or set(self.emoreg_scope) - set(SCOPES):
-            yield f"emoreg_scope must name some of {', '.join(SCOPES)}, got {self.emoreg_scope}"
-        if not (_non_negative(self.emoreg_warmup) and self.emoreg_warmup <= 1):
-            yield f"emoreg_warmup is a share in [0, 1], got {self.emoreg_warmup!r}"
+        for name, known in (("emoreg_scope", SCOPES), ("emoreg_sides", SIDES)):
+            value = getattr(self, name)
+            if value is not None and (not value or set(value) - set(known)):
+                yield f"{name} must name some of {', '.join(known)}, got {value}"
         if not _counts(self.emoreg_drift_steps):
             yield f"emoreg_drift_steps must be a whole number >= 0, got {self.emoreg_drift_steps!r}"
         blocks = self.emoreg_blocks
         if blocks is not None and not (blocks and all(map(_counts, blocks))):
             yield f"emoreg_blocks must list decoder blocks, counted from 0, got {blocks}"
+
+    def _numbers(self) -> Iterator[str]:
+        for name in ("emoreg_keep", "emoreg_margin"):
+            if not _non_negative(getattr(self, name)):
+                yield f"{name} must be a finite number >= 0, got {getattr(self, name)!r}"
+        if not (_non_negative(self.emoreg_warmup) and self.emoreg_warmup <= 1):
+            yield f"emoreg_warmup is a share in [0, 1], got {self.emoreg_warmup!r}"
 
     @property
     def penalize(self) -> Mapping[str, float]:

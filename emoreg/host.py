@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial, update_wrapper
 from typing import Any
 
 from torch import nn
 from transformers import Trainer
 from transformers.integrations.integration_utils import is_wandb_available
 
-from emoreg.errors import CaptureError, ConfigError, MissingExtraError, TrainerError
+from emoreg.errors import MissingExtraError, TrainerError
+
+Around = Callable[..., Any]  # of the method it goes around, and of its arguments
 
 
 def check_trainer(trainer: Any) -> Trainer:
     """The trainer, if it is one.
 
     Raises:
-        TrainerError: It is not a `transformers.Trainer`.
+        TrainerError: It is not a `transformers.Trainer`, or one that copies its model to threads.
         MissingExtraError: It reports to wandb, which is not installed.
     """
     if not isinstance(trainer, Trainer):
@@ -25,6 +27,12 @@ def check_trainer(trainer: Any) -> Trainer:
             f"Wanted a transformers or TRL trainer, got {type(trainer).__name__}. Build it "
             "first, then trainer.add_callback(EmotionRegularizer(trainer, vectors)); for a loop of "
             "your own use emoreg.terms.EmotionTerms."
+        )
+    if trainer.args.n_gpu > 1 and not getattr(trainer, "is_model_parallel", False):
+        raise TrainerError(
+            f"This process sees {trainer.args.n_gpu} GPUs, so the trainer would copy the model to "
+            "threads (DataParallel), where nothing can be read. Start one process for each GPU, "
+            "with accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES to one."
         )
     if "wandb" in (trainer.args.report_to or []) and not is_wandb_available():
         raise MissingExtraError("report_to asks for wandb: pip install 'emoreg[wandb]'")
@@ -38,68 +46,57 @@ def model_of(trainer: Trainer) -> nn.Module:
     return model
 
 
-def check_counted(
-    trainer: Trainer, batch: Mapping[str, Any], tokens: int, scope: Collection[str]
-) -> None:
-    """Check that a trainer's batches tell which tokens count, and that some do.
-
-    Args:
-        trainer: For the message.
-        batch: The first of the run.
-        tokens: How many count in the first accumulation window.
-        scope: What was asked to count.
-
-    Raises:
-        CaptureError: They do not.
-    """
-    if "labels" not in batch:
-        raise CaptureError(
-            f"The batches of {type(trainer).__name__} carry no labels (they have "
-            f"{', '.join(batch)}), so it is unknown which tokens count. This version reads "
-            "trainers that do, such as SFTTrainer; in a loop of your own use EmotionTerms."
-        )
-    if tokens == 0:
-        raise CaptureError(
-            f"No token of the first batches counts for the scope {list(scope)}: the data has no "
-            "completion (every label is -100) or no prompt, or max_length cuts it off."
-        )
-
-
 class Loan:
-    """Methods of one object replaced for a while, and given back exactly as they were."""
+    """Methods of other objects that calls go around for a while; given back exactly as they were.
 
-    def __init__(self, owner: Any) -> None:
-        self.owner = owner
-        self._before: dict[str, Any] = {}
+    Several loans may go around one method; they may end in any order.
+    """
 
-    def replace(self, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Put ``make(original)`` in the place of a method, on the instance."""
-        self._before[name] = vars(self.owner).get(name, _ABSENT)
-        setattr(self.owner, name, make(getattr(self.owner, name)))
+    def __init__(self) -> None:
+        self._taken: list[tuple[_Detour, Around]] = []
+
+    def go_around(self, owner: Any, name: str, around: Around) -> None:
+        """Let calls of a method become ``around(method, *args, **kwargs)``, on the instance."""
+        found = vars(owner).get(name)
+        detour = found if isinstance(found, _Detour) else _Detour(owner, name)
+        detour.arounds.append(around)
+        self._taken.append((detour, around))
 
     def give_back(self) -> None:
-        """Undo every replacement; nothing happens the second time."""
-        for name, value in self._before.items():
-            if value is _ABSENT:
-                vars(self.owner).pop(name, None)
-            else:
-                setattr(self.owner, name, value)
-        self._before = {}
+        """Undo everything; nothing happens the second time."""
+        while self._taken:
+            detour, around = self._taken.pop()
+            detour.leave(around)
+
+
+class _Detour:
+    """Stands in the place of a method for as long as anything goes around it."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name = owner, name
+        self.before = vars(owner).get(name, _ABSENT)
+        self.method: Callable[..., Any] = getattr(owner, name)
+        self.arounds: list[Around] = []
+        update_wrapper(self, self.method)
+        setattr(owner, name, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.method
+        for around in self.arounds:
+            call = partial(around, call)
+        return call(*args, **kwargs)
+
+    def leave(self, around: Around) -> None:
+        self.arounds.remove(around)
+        if self.arounds or vars(self.owner).get(self.name) is not self:
+            return  # somebody went around us since; without arounds this only calls the method
+        if self.before is _ABSENT:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.before)
 
 
 _ABSENT = object()
-
-
-def loss_is_scaled(trainer: Trainer, num_items_in_batch: Any) -> bool:
-    """Whether the loss that `compute_loss` returns is already divided by the accumulation window.
-
-    The rule of `Trainer.training_step`; `loss_is_scaled_for_ga` exists from transformers 5.19.
-    """
-    scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
-    if scaled is not None:
-        return bool(scaled)
-    by_items = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
-    return bool(by_items or trainer.compute_loss_func is not None)
 
 
 def log_kind(logs: dict[str, float]) -> tuple[str | None, str]:
@@ -111,41 +108,3 @@ def log_kind(logs: dict[str, float]) -> tuple[str | None, str]:
         return "train", ""
     prefixes = [key.removesuffix("runtime") for key in logs if key.endswith("_runtime")]
     return ("eval", prefixes[0]) if prefixes and "train_" not in prefixes else (None, "")
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The base: the same weights with every adapter off.
-
-    Raises:
-        ConfigError: The model has no adapters that can be switched off, or learns a prompt.
-    """
-    check_adapters(model)
-    trained = [(p, p.requires_grad) for p in model.parameters()]
-    switched_off: Any = model.disable_adapter
-    try:
-        with switched_off():
-            yield
-    finally:
-        for parameter, flag in trained:  # PEFT switches every parameter of its adapters to trained
-            parameter.requires_grad_(flag)
-
-
-def has_adapters(model: nn.Module) -> bool:
-    """Whether the base can be had by switching adapters off."""
-    learns_prompt = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
-    return hasattr(model, "disable_adapter") and not learns_prompt
-
-
-def check_adapters(model: nn.Module) -> None:
-    """Check that the base can be had by switching adapters off.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    if not has_adapters(model):
-        raise ConfigError(
-            f"{type(model).__name__} has no adapters to switch off, so the base cannot be read: "
-            "anchor 'base' and the keep term need LoRA or another PEFT adapter that changes "
-            "weights. Use peft_config, or anchor 'neutral' with keep 0."
-        )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 Pool = Literal["mean", "top"]
+Unit = Literal["tokens", "sequences"]
 TOP_SHARE = 0.1  # of a sequence's counted tokens, at least one
 
 
@@ -48,26 +49,34 @@ def keep(excess: Tensor) -> Tensor:
     return excess.square().mean(-1)
 
 
-def pooled_sum(values: Tensor, sequence: Tensor, pool: Pool = "mean") -> Tensor:
-    """Sum over counted tokens; divided by their number it is the pooled mean.
+def pooled_sum(
+    values: Tensor, sequence: Tensor, pool: Pool = "mean", by: Unit = "tokens"
+) -> Tensor:
+    """Sum over counted tokens or sequences; divided by their number it is the pooled mean.
 
-    With ``top`` each sequence is represented by the mean of its highest tenth, weighted by its
-    number of counted tokens, so that both pools weigh sequences alike and have the same divisor.
+    With ``top`` each sequence is represented by the mean of its highest tenth instead of the mean
+    of all its tokens. By tokens it weighs as many as it has counted tokens, by sequences 1; both
+    pools weigh sequences alike and have the same divisor.
 
     Args:
         values: One value per counted token, (counted,).
         sequence: Which sequence each token belongs to, int64, (counted,).
         pool: ``mean`` or ``top``.
+        by: What the sum is divided by afterwards, the number of ``tokens`` or ``sequences``.
 
     Returns:
         Scalar, zero where nothing counts.
     """
-    if pool == "mean":
+    if pool == "mean" and by == "tokens":
         return values.sum()
     size = torch.bincount(sequence)
+    weight = size if by == "tokens" else (size > 0).to(size)
+    if pool == "mean":
+        return (values / size[sequence]).sum()
     order = torch.argsort(values.detach(), descending=True)
     order = order[torch.argsort(sequence[order], stable=True)]
     row = sequence[order]
     rank = torch.arange(len(values), device=values.device) - (size.cumsum(0) - size)[row]
     kept = (size * TOP_SHARE).ceil()
-    return torch.where(rank < kept[row], values[order] * (size / kept.clamp(min=1))[row], 0.0).sum()
+    share = (weight / kept.clamp(min=1))[row]
+    return torch.where(rank < kept[row], values[order] * share, 0.0).sum()

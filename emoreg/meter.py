@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 
@@ -25,11 +26,13 @@ class Meter:
         Names without anything counted are left out.
         """
         names = sorted(self._sums)
+        if accelerator.num_processes > 1:  # a process may have met nothing of some kind
+            names = sorted({name for found in gather_object([names]) for name in found})
         device = accelerator.device
         flat = [
             torch.as_tensor(x, dtype=torch.float32, device=device)
             for n in names
-            for x in self._sums[n]
+            for x in self._sums.get(n, (0.0, 0.0))
         ]
         self._sums = {}
         if not flat:

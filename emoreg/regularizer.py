@@ -3,52 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import wraps
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from emoreg import quirks
+from emoreg.accumulation import loss_is_scaled
+from emoreg.base import check_base
 from emoreg.blocks import find_backbone, trainable_below
 from emoreg.config import EmoRegConfig
 from emoreg.errors import CaptureError, ConfigError, TrainerError
-from emoreg.host import (
-    Loan,
-    adapters_off,
-    check_adapters,
-    check_counted,
-    check_trainer,
-    log_kind,
-    loss_is_scaled,
-    model_of,
-)
-from emoreg.meter import Meter
-from emoreg.tap import Tap, evaluating, policy_forward, run_truncated
-from emoreg.terms import EmotionTerms, Terms
-from emoreg.tokens import Counted, count_tokens
+from emoreg.host import Around, Loan, check_trainer, log_kind, model_of
+from emoreg.reader import Reader
+from emoreg.terms import EmotionTerms
 from emoreg.vectors import EmotionVectors
-
-Method = Callable[..., Any]
 
 
 class EmotionRegularizer(TrainerCallback):
     """Penalises and rewards emotion readings in a trainer's loss, and logs them.
 
-    The added term means the same under any gradient accumulation: it is a mean over the counted
-    tokens of the whole accumulation window where the trainer weights its own loss by tokens, and a
-    mean of the micro-batches' means where it does not. Evaluation reports the readings and leaves
-    `eval_loss` as it is. With every weight 0 training is bit-identical to training without it.
+    Works with any trainer of TRL and subclasses of them: see `emoreg.batches` for how the tokens of
+    a batch are told apart, `emoreg.forwards` for which forward is read, and `emoreg.accumulation`
+    for what a weight means. Evaluation reports the readings and leaves `eval_loss` as it is. With
+    every weight 0 training is bit-identical to training without it. Methods of the trainer are
+    borrowed while it trains; for an evaluation outside training use
+    ``with regularizer: trainer.evaluate()``.
 
     Args:
-        trainer: A trainer whose batches carry labels, as those of `SFTTrainer` do.
+        trainer: A trainer.
         vectors: A set made for its model.
         config: The knobs, if they come from a file.
+        name: Tells several regularizers of one trainer apart; part of every logged name.
         knobs: The knobs by name, without the prefix ``emoreg_``: ``penalize={"desperate": 0.1}``.
 
     Raises:
-        TrainerError: Not a trainer.
+        TrainerError: Not a trainer, or one that holds a regularizer of this name.
         ConfigError: A knob is unknown or out of range, or no trained parameter can be reached.
         VectorMismatchError: The vectors were made for another model.
         UnknownEmotionError: They lack an emotion, facet or block.
@@ -60,41 +52,75 @@ class EmotionRegularizer(TrainerCallback):
         trainer: Trainer,
         vectors: EmotionVectors,
         config: EmoRegConfig | None = None,
+        *,
+        name: str | None = None,
         **knobs: Any,
     ) -> None:
         if config is not None and knobs:
             raise ConfigError(
                 f"Pass a config or knobs, not both; got a config and {sorted(knobs)}."
             )
-        self.trainer = check_trainer(trainer)
+        self.trainer, self.name = check_trainer(trainer), name
         self.config = config or EmoRegConfig.of(**knobs)
         self.vectors = vectors
         self.terms = EmotionTerms(vectors, self.config)
-        model = model_of(self.trainer)
-        vectors.check(model, trainer.processing_class, name=self.config.emoreg_check_name)
-        self.tap = Tap(model, self.terms.probe.blocks, when=self._seen)
-        self.meters = {"train": Meter(), "eval": Meter()}
-        self._check_reach(model)
-        self._take_over(trainer)
-        self._loan = Loan(trainer)
-        self._guard = Loan(trainer)
-        self._guard.replace("train", self._guarded)
-        self._training = False
-        self._window: Tensor | None = None
-        self._checked_first_window = False
+        vectors.check(
+            model_of(trainer), trainer.processing_class, name=self.config.emoreg_check_name
+        )
+        self._check_alone()
+        self._check_reach(model_of(trainer))
+        self._loan, self._guard = Loan(), Loan()
+        self._guard.go_around(trainer, "train", _detaching(weakref.ref(self)))
+        weakref.finalize(self, self._guard.give_back)
+        self._reader: Reader | None = None
+        self._read = False  # whether the micro-batch under way was
         self._step_began = 0.0
+
+    def attach(self) -> None:
+        """Borrow the trainer's methods and put the hooks in place; training does it by itself."""
+        self.detach()
+        self._check_alone()
+        self._reader, self._read = Reader(self.trainer, self.terms), False
+        self._reader.forwards.open()
+        around: dict[str, Around] = {
+            "compute_loss": self._computing,
+            "prediction_step": self._predicting,
+            "get_batch_samples": self._sampling,
+            "log": self._logging,
+        }
+        handed = quirks.rollout_method(self.trainer)
+        if handed is not None:
+            around[handed] = self._handing
+        for name, method in around.items():
+            self._loan.go_around(self.trainer, name, self._safely(method))
+        self._loan.go_around(self.trainer.accelerator, "backward", self._safely(self._backward))
+
+    def detach(self) -> None:
+        """Take every hook off the model and give every borrowed method back."""
+        if self._reader is not None:
+            self._reader.forwards.close()
+        self._reader = None
+        self._loan.give_back()
+
+    def _open(self) -> Reader:
+        assert self._reader is not None
+        return self._reader
+
+    def __enter__(self) -> EmotionRegularizer:
+        self.attach()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.detach()
 
     def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
         """Borrow the trainer's methods."""
-        if self not in self.trainer.callback_handler.callbacks:
-            raise TrainerError("This regularizer was made for another trainer; make one for each.")
-        self.detach()
-        self.tap = Tap(model_of(self.trainer), self.terms.probe.blocks, when=self._seen)
-        self._checked_first_window = False
-        self.meters = {"train": Meter(), "eval": Meter()}  # a run before may have left sums
-        self._loan.replace("compute_loss", self._computing)
-        self._loan.replace("get_batch_samples", self._sampling)
-        self._loan.replace("log", self._logging)
+        if self.trainer.callback_handler.callbacks.count(self) != 1:
+            raise TrainerError(
+                "This regularizer was made for another trainer, or added twice; make one for each "
+                "trainer and add it once."
+            )
+        self.attach()
 
     def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
         """Give everything back."""
@@ -102,20 +128,41 @@ class EmotionRegularizer(TrainerCallback):
 
     def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
         """Start the clock of a step."""
+        self._open().begin(None, training=True)
         self._step_began = time.perf_counter()
+
+    def on_substep_end(self, *_args: Any, **_kwargs: Any) -> None:
+        """Check that the micro-batch had its term."""
+        if not self._read:
+            raise CaptureError(
+                f"{type(self.trainer).__name__} took a step without computing a loss that emoreg "
+                "could add to: neither compute_loss nor accelerator.backward was called."
+            )
+        self._read = False
+        self._open().begin(None, training=True)
+
+    def on_pre_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
+        """Check that the last micro-batch had its term, before the weights move."""
+        self.on_substep_end()
+        self._open().first_window_ends()
 
     def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
         """Stop the clock of a step."""
-        self.meters["train"].add("seconds", time.perf_counter() - self._step_began, 1)
+        self._open().meters["train"].add("seconds", time.perf_counter() - self._step_began, 1)
 
-    def detach(self) -> None:
-        """Take every hook off the model and give every borrowed method back."""
-        self.tap.close()
-        self._loan.give_back()
+    def _check_alone(self) -> None:
+        others = (c for c in self.trainer.callback_handler.callbacks if c is not self)
+        if any(isinstance(c, EmotionRegularizer) and c.name == self.name for c in others):
+            called = "" if self.name is None else f" named {self.name!r}"
+            raise ConfigError(
+                f"This trainer has an EmotionRegularizer already{called}. One takes "
+                "any number of emotions; for two of different scopes or sides give one a name=. To "
+                "replace it call trainer.remove_callback(EmotionRegularizer) first."
+            )
 
     def _check_reach(self, model: nn.Module) -> None:
         if self.config.needs_base:
-            check_adapters(model)
+            check_base(self.trainer)
         deepest = self.terms.probe.blocks[-1]
         if self.config.active and not trainable_below(find_backbone(model), deepest, model):
             raise ConfigError(
@@ -124,176 +171,91 @@ class EmotionRegularizer(TrainerCallback):
                 "later ones."
             )
 
-    def _guarded(self, train: Method) -> Method:
-        """`trainer.train`, after which nothing is left behind, whatever happened."""
+    def _safely(self, around: Around) -> Around:
+        """The same, giving everything back if it fails: no guard stands around a second run."""
 
-        @wraps(train)
-        def guarded(*args: Any, **kwargs: Any) -> Any:
+        def safely(*args: Any, **kwargs: Any) -> Any:
             try:
-                return train(*args, **kwargs)
-            finally:
+                return around(*args, **kwargs)
+            except BaseException:
                 self.detach()
-                self._guard.give_back()
+                raise
 
-        vars(guarded)["regularizer"] = self
-        return guarded
+        return safely
 
-    def _take_over(self, trainer: Trainer) -> None:
-        """Release a regularizer that was made for this trainer before and never added.
+    def _sampling(self, get_batch_samples: Around, *args: Any, **kwargs: Any) -> Any:
+        """`trainer.get_batch_samples`, after which the window is known."""
+        batches, items = get_batch_samples(*args, **kwargs)
+        self._open().window.begin(list(batches))
+        return batches, items
 
-        Raises:
-            ConfigError: The other one was added; a trainer takes one.
-        """
-        other = getattr(vars(trainer).get("train"), "regularizer", None)
-        if any(isinstance(c, EmotionRegularizer) for c in trainer.callback_handler.callbacks):
-            raise ConfigError(
-                "This trainer has an EmotionRegularizer already; one takes any number of emotions. "
-                "To replace it call trainer.remove_callback(EmotionRegularizer) first."
-            )
-        if other is not None:
-            other._guard.give_back()
-
-    def _seen(self, backbone: nn.Module) -> bool:
-        """The policy forward in training; in evaluation the first forward."""
-        return policy_forward(backbone) if self._training else not self.tap.calls
-
-    def _sampling(self, get_batch_samples: Method) -> Method:
-        """Counts the tokens of each accumulation window."""
-
-        @wraps(get_batch_samples)
-        def sampling(*args: Any, **kwargs: Any) -> Any:
-            batches, items = get_batch_samples(*args, **kwargs)
-            counts = [self._count(b).mask.sum() for b in batches if "labels" in b]
-            total = torch.stack(counts).sum() if counts else torch.tensor(0)
-            total = total.to(self.trainer.accelerator.device)
-            if self._ranks() > 1:
-                total = self.trainer.accelerator.gather(total).sum()
-            self._window = total
-            if not self._checked_first_window and batches:
-                check_counted(self.trainer, batches[0], int(total), self.config.emoreg_scope)
-                self._checked_first_window = True
-            return batches, items
-
-        return sampling
-
-    def _count(self, inputs: dict[str, Any]) -> Counted:
-        return count_tokens(
-            inputs["labels"],
-            self.config.emoreg_scope,
-            inputs.get("attention_mask"),
-            inputs.get("position_ids"),
-        )
-
-    def _computing(self, compute_loss: Method) -> Method:
+    def _computing(
+        self,
+        compute_loss: Around,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """`trainer.compute_loss` with the terms added in training, and readings taken always."""
+        reader, training = self._open(), model.training and torch.is_grad_enabled()
+        kwargs |= {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
+        reader.begin(inputs, training)
+        result = compute_loss(model, inputs, **kwargs)
+        scaled = loss_is_scaled(self.trainer, num_items_in_batch)
+        added = reader.finish(num_items_in_batch, scaled)
+        self._read = training
+        if added is None:
+            return result
+        loss = result[0] if return_outputs else result
+        loss = loss + added.to(loss)
+        return (loss, *result[1:]) if return_outputs else loss
 
-        @wraps(compute_loss)
-        def computing(
-            model: nn.Module,
-            inputs: dict[str, Any],
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-            **kwargs: Any,
-        ) -> Any:
-            counted = self._count(inputs) if "labels" in inputs else None
-            self._training = model.training and torch.is_grad_enabled()
-            kwargs |= {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
-            with self.tap:
-                result = compute_loss(model, inputs, **kwargs)
-                acts, calls = self._captured()
-            if counted is None or not acts:
-                return result
-            loss = result[0] if return_outputs else result
-            loss = self._added(loss, acts, calls, counted, num_items_in_batch)
-            return (loss, *result[1:]) if return_outputs else loss
+    def _predicting(
+        self, prediction_step: Around, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """`trainer.prediction_step`, read where it does not go through `compute_loss`."""
+        self._open().begin(inputs, training=False)
+        result = prediction_step(model, inputs, *args, **kwargs)
+        self._open().finish()
+        return result
 
-        return computing
+    def _handing(self, method: Around, *args: Any, **kwargs: Any) -> Any:
+        """The method of a trainer that is handed the rollout which `compute_loss` is not."""
+        if torch.is_grad_enabled():
+            rollout = quirks.rollout_of(self.trainer, args, kwargs)
+            self._open().begin(rollout, training=True)
+        return method(*args, **kwargs)
 
-    def _captured(self) -> tuple[dict[int, Tensor], list[Any]]:
-        """What the tap saw of one call of `compute_loss`.
+    def _backward(self, backward: Around, loss: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """`accelerator.backward`, where a trainer calls it without `compute_loss`."""
+        if not self._read:
+            added = self._open().finish()
+            self._read = True
+            loss = loss if added is None else loss + added.to(loss)
+        return backward(loss, *args, **kwargs)
 
-        Raises:
-            CaptureError: In training: nothing, more than one forward, or outputs without gradient.
-        """
-        acts, calls = dict(self.tap.acts), list(self.tap.calls)
-        if not self._training:
-            return acts, calls
-        if len(calls) != 1 or not acts:
-            raise CaptureError(
-                f"{len(calls)} forwards with gradients went through the decoder blocks in one "
-                "compute_loss; wanted exactly one. Was the model replaced or compiled after the "
-                "callback was added, or does the trainer run the policy several times?"
-            )
-        if self.config.active and not all(h.requires_grad for h in acts.values()):
-            raise CaptureError(
-                "The captured block outputs carry no gradient, so the penalty could not act. With "
-                "re-entrant gradient checkpointing call model.enable_input_require_grads()."
-            )
-        return acts, calls
-
-    def _added(
-        self, loss: Tensor, acts: dict[int, Tensor], calls: list[Any], counted: Counted, items: Any
-    ) -> Tensor:
-        """The loss with the terms added; unchanged, to the bit, in evaluation and at weight 0.
-
-        Raises:
-            CaptureError: The blocks saw other tokens than those that the labels are of.
-        """
-        shape = next(iter(acts.values())).shape[:2]
-        counted = counted.padded_left(shape[1])
-        if shape != counted.mask.shape:
-            raise CaptureError(
-                f"The labels are of {tuple(counted.mask.shape)} tokens and the block outputs of "
-                f"{tuple(shape)}, so it is unknown which count. Is the sequence split or cut?"
-            )
-        adding = self._training and self.config.active
-        base = self._base(calls[0]) if self.config.needs_base else None
-        with torch.set_grad_enabled(adding):
-            terms = self.terms(acts, counted, base, self._scale())
-        for name, total in terms.sums.items():
-            self.meters["train" if self._training else "eval"].add(name, total, terms.tokens)
-        if not adding:
-            return loss
-        return loss + (terms.loss * self._share(terms, items)).to(loss)
-
-    def _share(self, terms: Terms, items: Any) -> Tensor:
-        """What turns a sum over this micro-batch's tokens into its part of the window's mean."""
-        trainer = self.trainer
-        if items is not None and self._window is not None and loss_is_scaled(trainer, items):
-            return self._ranks() / self._window.clamp(min=1)
-        steps = trainer.current_gradient_accumulation_steps if loss_is_scaled(trainer, items) else 1
-        return 1.0 / (terms.tokens.clamp(min=1) * steps)
-
-    def _ranks(self) -> int:
-        """How many processes the trainer averages tokens over."""
-        averaged = self.trainer.args.average_tokens_across_devices
-        return self.trainer.accelerator.num_processes if averaged else 1
-
-    def _scale(self) -> float:
-        """Warm-up factor of the weights, from 0 to 1."""
-        steps = self.config.emoreg_warmup * self.trainer.state.max_steps
-        return min(1.0, (self.trainer.state.global_step + 1) / steps) if steps > 1 else 1.0
-
-    def _base(self, call: Any) -> dict[int, Tensor]:
-        """Block outputs of the base for the same call, up to the deepest block; no gradients."""
-        args, kwargs = call
-        model = model_of(self.trainer)
-        kwargs = {**kwargs, "use_cache": False}
-        autocast = self.trainer.accelerator.autocast()
-        tap = Tap(model, self.terms.probe.blocks)
-        with torch.no_grad(), autocast, adapters_off(model), evaluating(model), tap:
-            run_truncated(tap, lambda: tap.backbone.module(*args, **kwargs))
-            return dict(tap.acts)
-
-    def _logging(self, log: Method) -> Method:
+    def _logging(self, log: Around, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """`trainer.log` with the readings since the last one, over all processes and tokens."""
+        kind, prefix = log_kind(logs)
+        if kind is not None:
+            means = self._open().meters[kind].drain(self.trainer.accelerator)
+            own = "" if self.name is None else f"{self.name}/"
+            logs.update({f"{prefix}emoreg/{own}{key}": value for key, value in means.items()})
+        log(logs, *args, **kwargs)
 
-        @wraps(log)
-        def logging(logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-            kind, prefix = log_kind(logs)
-            if kind is not None:
-                means = self.meters[kind].drain(self.trainer.accelerator)
-                logs.update({f"{prefix}emoreg/{name}": value for name, value in means.items()})
-            log(logs, *args, **kwargs)
 
-        return logging
+def _detaching(regularizer: weakref.ref[EmotionRegularizer]) -> Around:
+    """Goes around `trainer.train`: nothing is left behind after it, whatever happened."""
+
+    def train(method: Around, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        finally:
+            own = regularizer()
+            if own is not None:
+                own.detach()
+                own._guard.give_back()
+
+    return train

@@ -3,7 +3,8 @@
 The tap is the only thing that touches a user's model. Two hooks on the backbone open and close a
 window; a hook on each watched block keeps a reference to its output while the window is open.
 Gradient mode is tested at the backbone, not at the block: under re-entrant checkpointing a block
-may run without gradients although its output gets one afterwards.
+may run without gradients although its output gets one afterwards. A hook on the model around the
+backbone notes what that was given: a wrapper may turn tokens into embeddings.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from threading import get_ident
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +24,31 @@ from emoreg.blocks import check_blocks, find_backbone, unwrap
 Edit = Callable[[int, Tensor], Tensor]
 
 
-def every_forward(_backbone: nn.Module) -> bool:
+class Call(NamedTuple):
+    """One forward of a backbone."""
+
+    backbone: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    given: Mapping[str, Any]  # to the model around the backbone, if that was called
+    acts: dict[int, Tensor]  # block -> output, (batch, tokens, width), by reference
+
+    @property
+    def ids(self) -> Tensor | None:
+        """Token ids, (batch, tokens), if the forward had any."""
+        named = self.kwargs.get("input_ids")
+        first = self.args[0] if self.args and named is None else named
+        return first if isinstance(first, Tensor) else self.given.get("input_ids")
+
+
+def every_forward(_call: Call) -> bool:
     """Window test: every forward."""
     return True
 
 
-def policy_forward(backbone: nn.Module) -> bool:
+def policy_forward(call: Call) -> bool:
     """Window test: the forward that is trained, not a generation, reference or teacher pass."""
-    return torch.is_grad_enabled() and backbone.training
+    return torch.is_grad_enabled() and call.backbone.training
 
 
 class Tap:
@@ -39,11 +58,13 @@ class Tap:
         model: A causal language model, bare or wrapped.
         blocks: Decoder blocks, counted from 0.
         edit: If given, the output of each watched block is replaced by ``edit(block, output)``.
-        when: Asked with the backbone at each of its forwards: whether this one is seen.
+        when: Asked at each forward of the backbone: whether this one is seen.
+        done: Called with the tap after each forward that was seen.
+
+    Forwards in other threads than the one that opened the tap are never seen.
 
     Attributes:
-        acts: Block -> output of the last forward that was seen, by reference.
-        calls: Arguments of the backbone, one entry for each forward seen since `clear`.
+        calls: The forwards seen since `clear`, each with its outputs.
         armed: While false no forward is seen; the hooks stay, as compiled models need.
 
     Raises:
@@ -55,15 +76,17 @@ class Tap:
         model: nn.Module,
         blocks: Sequence[int],
         edit: Edit | None = None,
-        when: Callable[[nn.Module], bool] = every_forward,
+        when: Callable[[Call], bool] = every_forward,
+        done: Callable[[Tap], None] | None = None,
     ) -> None:
-        self.backbone = find_backbone(model)
+        self.model, self.backbone = model, find_backbone(model)
         self.blocks = check_blocks(blocks, self.backbone)
-        self.edit, self.when = edit, when
+        self.edit, self.when, self.done = edit, when, done
         self.armed = True
-        self.acts: dict[int, Tensor] = {}
-        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.calls: list[Call] = []
+        self._given: Mapping[str, Any] = {}
         self._window = False
+        self._thread = get_ident()
         self._stop_after: int | None = None
         self._handles: list[RemovableHandle] = []
 
@@ -71,8 +94,12 @@ class Tap:
         """Put the hooks in place; `close` takes them away, whatever happens between."""
         if self._handles:
             raise RuntimeError("This tap is open already; close it first.")
+        self._thread = get_ident()
         try:
             module = self.backbone.module
+            if self.model is not module:
+                around = self.model.register_forward_pre_hook(self._around, with_kwargs=True)
+                self._handles.append(around)
             self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
             for block in self.blocks:
@@ -89,11 +116,17 @@ class Tap:
             handle.remove()
         self._handles = []
         self._window = False
+        self._given = {}
         self.clear()
 
     def clear(self) -> None:
         """Forget what was seen."""
-        self.acts, self.calls = {}, []
+        self.calls = []
+
+    @property
+    def acts(self) -> dict[int, Tensor]:
+        """Block -> output of the last forward that was seen, by reference."""
+        return self.calls[-1].acts if self.calls else {}
 
     def __enter__(self) -> Tap:
         return self.open()
@@ -110,23 +143,41 @@ class Tap:
         finally:
             self._stop_after = None
 
+    def _elsewhere(self) -> bool:
+        """Whether this is another thread; not asked while compiling, which has one."""
+        return not torch.compiler.is_compiling() and get_ident() != self._thread
+
+    def _around(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._elsewhere():
+            return
+        first = args[0] if args else None
+        self._given = {"input_ids": first, **kwargs} if isinstance(first, Tensor) else kwargs
+
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._window = self.armed and self.when(module)
+        if self._elsewhere():
+            return
+        call = Call(module, args, kwargs, self._given, {})
+        self._window = self.armed and self.when(call)
         if self._window:
             # A list, not a counter, which would make compiled models recompile.
-            self.calls.append((args, kwargs))
+            self.calls.append(call)
 
-    def _leave(self, _module: nn.Module, _args: object, _output: object) -> None:
-        self._window = False
+    def _leave(self, _module: nn.Module, _args: object, output: object) -> None:
+        if self._elsewhere():
+            return
+        self._given = {}
+        seen, self._window = self._window, False
+        if seen and output is not None and self.done is not None:  # None: the forward raised
+            self.done(self)
 
     def _at_block(self, block: int, _module: nn.Module, _args: object, output: Any) -> Any:
-        if not self._window:
+        if not self._window or self._elsewhere():
             return None
         hidden = output[0] if isinstance(output, tuple) else output
         if self.edit is not None:
             hidden = self.edit(block, hidden)
             output = (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-        self.acts[block] = hidden
+        self.calls[-1].acts[block] = hidden
         if block == self._stop_after:
             raise _DeepEnough
         return output if self.edit is not None else None

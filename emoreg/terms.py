@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emoreg.config import EmoRegConfig
 from emoreg.errors import UnknownEmotionError
-from emoreg.losses import Pool, keep, penalty, pooled_sum, reward
+from emoreg.losses import Pool, Unit, keep, penalty, pooled_sum, reward
 from emoreg.probe import Probe
 from emoreg.tokens import Counted
 from emoreg.vectors import EmotionVectors
@@ -23,11 +23,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Terms:
-    """Sums over the counted tokens of a batch; divided by `tokens` each is a mean."""
+    """Sums over what counts in a batch; divided by their number they are means."""
 
-    loss: Tensor  # scalar, task-loss units times tokens, with gradient
-    tokens: Tensor  # scalar, how many tokens count
-    sums: dict[str, Tensor]  # metric name without prefix -> scalar, detached
+    loss: Tensor  # scalar, task-loss units times `number`, with gradient
+    number: Tensor  # scalar, how many tokens or sequences the loss is summed over
+    sums: dict[str, tuple[Tensor, Tensor]]  # metric without prefix -> sum and number, detached
+
+    def mean(self, name: str) -> float:
+        """The mean of one metric, 0 where nothing counts."""
+        total, number = self.sums[name]
+        return float(total / number.clamp(min=1))
 
 
 class EmotionTerms:
@@ -59,39 +64,61 @@ class EmotionTerms:
                 )
         self._others = [i for i, (_, e) in enumerate(self.probe.rows) if e not in watched]
 
+    def read(self, acts: Acts, at: Tensor) -> Tensor:
+        """Readings at flat positions of outputs (batch, tokens, width).
+
+        Returns:
+            In σ, (blocks, positions, rows).
+        """
+        device = next(iter(acts.values())).device
+        if self.probe.mu.device != device:
+            self.probe = self.probe.to(device)
+        at = at.to(device)
+        return self.probe.read({b: acts[b].flatten(0, 1)[at] for b in self.probe.blocks})
+
     def __call__(
-        self, acts: Acts, counted: Counted, base: Acts | None = None, scale: float = 1.0
+        self,
+        acts: Acts,
+        counted: Counted,
+        base: Acts | Tensor | None = None,
+        scale: float = 1.0,
+        by: Unit = "tokens",
     ) -> Terms:
         """The terms of one batch.
 
         Args:
             acts: Block -> output of the policy, (batch, tokens, width).
             counted: Which tokens count, (batch, tokens).
-            base: The same of the base, for the anchor and the keep term.
+            base: The same of the base, or its readings (blocks, counted, rows); for the anchor, the
+                keep term and the excess.
             scale: Factor on every weight, as from a warm-up.
+            by: Whether the loss is a sum over ``tokens``, or over ``sequences`` of each one's mean.
 
         Returns:
-            Sums over the counted tokens.
+            Sums over what counts; the loss over the sides that the terms act on.
         """
-        device = next(iter(acts.values())).device
-        if self.probe.mu.device != device:
-            self.probe = self.probe.to(device)
-        at = counted.mask.to(device).flatten().nonzero().squeeze(1)
-        sequence = counted.sequence.to(device).flatten()[at]
-        picked = {b: acts[b].flatten(0, 1)[at] for b in self.probe.blocks}
-        reading = self.probe.read(picked)  # (blocks, counted, rows)
-        before = None
-        if base is not None:
-            before = self.probe.read({b: base[b].flatten(0, 1)[at] for b in self.probe.blocks})
-        loss, sums = self._weighted(reading, before, sequence, scale)
-        sums |= self._vitals(reading.detach(), before)
-        norms = [h.detach().float().norm(dim=-1).sum() for h in picked.values()]
-        sums["norm"] = torch.stack(norms).mean()
-        sums["loss"] = loss.detach()
-        return Terms(loss, torch.tensor(len(at), device=device), sums)
+        at = counted.mask.flatten().nonzero().squeeze(1)
+        reading = self.read(acts, at)  # (blocks, counted, rows)
+        at = at.to(reading.device)
+        before = base if base is None or isinstance(base, Tensor) else self.read(base, at)
+        tokens = torch.tensor(len(at), device=reading.device)
+        sums = {k: (v, tokens) for k, v in self._vitals(reading.detach(), before).items()}
+        sums |= dict(self._by_side(reading.detach(), counted, at))
+        norms = [h.detach().flatten(0, 1)[at].float().norm(dim=-1).sum() for h in acts.values()]
+        sums["norm"] = (torch.stack(norms).mean(), tokens)
+        acted = counted.of(self.config.emoreg_sides or ())
+        number = acted.number(by).to(reading.device)
+        if acted is not counted:
+            kept = acted.mask.to(at.device).flatten()[at]
+            reading, at = reading[:, kept], at[kept]
+            before = None if before is None else before[:, kept]
+        sequence = counted.sequence.to(at.device).flatten()[at]
+        loss, terms = self._weighted(reading, before, sequence, scale, by)
+        terms["loss"] = loss.detach()
+        return Terms(loss, number, sums | {k: (v, number) for k, v in terms.items()})
 
     def _weighted(
-        self, reading: Tensor, before: Tensor | None, sequence: Tensor, scale: float
+        self, reading: Tensor, before: Tensor | None, sequence: Tensor, scale: float, by: Unit
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of all terms, and each term by itself."""
         config, loss, sums = self.config, reading.new_zeros(()), {}
@@ -104,12 +131,13 @@ class EmotionTerms:
                 rows = self.probe.of(emotion)
                 anchor = self._anchor(before, rows)
                 value = term(reading[..., rows], anchor, config.emoreg_margin).mean((0, -1))
-                total = pooled_sum(value, sequence, pool)
+                total = pooled_sum(value, sequence, pool, by)
                 sums[f"{kind}/{emotion}"] = total.detach()
                 if weight > 0:
                     loss = loss + scale * weight * total
         if before is not None and self._others:
-            total = keep((reading - before)[..., self._others]).mean(0).sum()
+            excess = keep((reading - before)[..., self._others]).mean(0)
+            total = pooled_sum(excess, sequence, "mean", by)
             sums["keep"] = total.detach()
             if config.emoreg_keep > 0:
                 loss = loss + scale * config.emoreg_keep * total
@@ -120,6 +148,17 @@ class EmotionTerms:
         if before is not None and self.config.emoreg_anchor == "base":
             return before[..., rows]
         return 0.0
+
+    def _by_side(
+        self, reading: Tensor, counted: Counted, at: Tensor
+    ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        """Readings of what is penalised or rewarded, by the side of the sequence."""
+        watched = (*self.config.penalize, *self.config.reward)
+        for side, rows in counted.sides.items():
+            here = rows.to(at.device)[at // counted.mask.shape[1]]
+            for emotion in watched:
+                total = reading[:, here][..., self.probe.of(emotion)].mean((0, -1)).sum()
+                yield f"reading_{side}/{emotion}", (total, here.sum())
 
     def _vitals(self, reading: Tensor, before: Tensor | None) -> dict[str, Tensor]:
         """Readings of every emotion, and how much of what is watched lies beyond the margin."""

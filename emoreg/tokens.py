@@ -1,16 +1,18 @@
-"""Which tokens count: completion, colon, prompt; padded, packed or padding-free."""
+"""Which tokens count: completion, colon, prompt, tool; padded, packed or padding-free."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from emoreg.errors import ConfigError
 
-SCOPES = ("completion", "colon", "prompt")
+SCOPES = ("completion", "colon", "prompt", "tool")
+# Kinds of sequences that a trainer tells apart; see emoreg.batches for what each one means.
+SIDES = ("chosen", "rejected", "reference", "desired", "undesired", "rewarded", "unrewarded")
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,20 @@ class Counted:
 
     mask: Tensor  # bool, (batch, tokens)
     sequence: Tensor  # int64, (batch, tokens), the same number within one sequence, from 0
+    sides: Mapping[str, Tensor] = field(default_factory=dict)  # side -> its rows, bool, (batch,)
+
+    def of(self, sides: Collection[str]) -> Counted:
+        """The same, but of the sequences of some sides only; of all if none is named."""
+        if not sides:
+            return self
+        rows = torch.stack([self.sides[side] for side in sides]).any(0)
+        return replace(self, mask=self.mask & rows[:, None])
+
+    def number(self, by: str) -> Tensor:
+        """How many tokens or sequences count, scalar."""
+        if by == "tokens":
+            return self.mask.sum()
+        return (self.sequence[self.mask].bincount() > 0).sum()
 
     def padded_left(self, width: int) -> Counted:
         """The same in a batch of `width` tokens: virtual tokens come first and never count."""
@@ -27,9 +43,10 @@ class Counted:
             return self
         shape = (self.mask.shape[0], extra)
         first = self.sequence[:, :1].expand(shape)
-        return Counted(
-            torch.cat([self.mask.new_zeros(shape), self.mask], 1),
-            torch.cat([first, self.sequence], 1),
+        return replace(
+            self,
+            mask=torch.cat([self.mask.new_zeros(shape), self.mask], 1),
+            sequence=torch.cat([first, self.sequence], 1),
         )
 
 
@@ -52,12 +69,14 @@ def count_tokens(
     scope: Collection[str],
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
+    tool: Tensor | None = None,
 ) -> Counted:
     """The tokens of a batch that count.
 
     *completion* is every token with a label; *colon* the token just before a run of them, from
-    which the first is predicted; *prompt* every token without a label, the colon among them. The
-    first token of a sequence, which is an attention sink, and padding never count.
+    which the first is predicted; *tool* what a tool put out between them, where that is told;
+    *prompt* every other token, the colon among them. The first token of a sequence, which is an
+    attention sink, and padding never count.
 
     Args:
         labels: -100 where the token is no target, (batch, tokens).
@@ -65,6 +84,7 @@ def count_tokens(
         attention_mask: 0 at padding, (batch, tokens); None if nothing is padded.
         position_ids: (batch, tokens), which restart at 0 where packed sequences begin; needed
             to tell packed sequences apart.
+        tool: True at tool output, (batch, tokens); without it that is *prompt*.
 
     Returns:
         The mask and the sequence numbers, both (batch, tokens).
@@ -83,7 +103,13 @@ def count_tokens(
     follows = torch.zeros_like(target)
     follows[:, :-1] = target[:, 1:] & ~starts[:, 1:]
     colon = follows & ~target & real
-    parts = {"completion": target, "colon": colon, "prompt": real & ~target}
+    tool = torch.zeros_like(target) if tool is None else tool & real & ~target
+    parts = {
+        "completion": target,
+        "colon": colon,
+        "prompt": real & ~target & ~tool,
+        "tool": tool,
+    }
     mask = torch.zeros_like(target)
     for name in scope:
         mask |= parts[name] & ~starts

@@ -65,8 +65,8 @@ def controlled_loss(
         loss = model(**batch, use_cache=False).loss
         acts = dict(tap.acts)  # block -> (batch, tokens, width), with gradients
     counted = count_tokens(batch["labels"], terms.config.emoreg_scope, batch["attention_mask"])
-    found = terms(acts, counted)  # sums over the counted tokens; divide to get means
-    return loss + found.loss / found.tokens.clamp(min=1), found
+    found = terms(acts, counted)  # sums over the counted tokens, and their number
+    return loss + found.loss / found.number.clamp(min=1), found
 
 
 def main(argv: Sequence[str] | None = None) -> list[float]:
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-            readings.append(float(found.sums["reading/desperate"] / found.tokens.clamp(min=1)))
+            readings.append(found.mean("reading/desperate"))
             accelerator.print(
                 f"step {len(readings)}: loss {loss:.3f}, desperate {readings[-1]:+.2f} σ"
             )

@@ -15,17 +15,16 @@ from oracle import ids_and_labels
 from trainers import (
     EVERYTHING,
     Do,
+    InOrder,
     control,
     make_base,
     make_model,
     make_prompted,
     make_rows,
-    make_tokenizer,
     make_trainer,
     make_vectors,
 )
 from transformers import Trainer
-from trl import DPOConfig, DPOTrainer
 
 from emoreg.errors import (
     CaptureError,
@@ -129,6 +128,9 @@ def test_a_second_regularizer_on_one_trainer_is_refused(tmp_path: Path) -> None:
     control(trainer)
     with pytest.raises(ConfigError, match="has an EmotionRegularizer already"):
         EmotionRegularizer(trainer, make_vectors())
+    control(trainer, name="second")
+    with pytest.raises(ConfigError, match="already named 'second'"):
+        EmotionRegularizer(trainer, make_vectors(), name="second")
 
 
 def test_wandb_asked_for_and_not_installed_is_refused(
@@ -168,17 +170,24 @@ def test_data_without_completion_tokens_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_trainer_whose_batches_carry_no_labels_is_refused(tmp_path: Path) -> None:
-    rows = make_rows().add_column("rejected", ["No."] * 8).rename_column("completion", "chosen")
-    args = DPOConfig(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1,
-        dataloader_pin_memory=False, disable_tqdm=True, save_strategy="no",
-    )  # fmt: skip
-    trainer = DPOTrainer(
-        model=make_model(), args=args, train_dataset=rows, processing_class=make_tokenizer()
-    )
+class Secretive(InOrder):
+    """Keeps to itself which tokens are its completions."""
+
+    def compute_loss(self, model: Any, inputs: Any, **_kwargs: Any) -> Any:
+        labels = inputs.pop("labels")
+        return (model(**inputs).logits.logsumexp(-1) * (labels != -100)).mean()
+
+
+def test_batches_that_do_not_tell_their_completions_are_refused(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, kind=Secretive)
+    before = trainer.compute_loss
+    trainer.compute_loss = lambda model, inputs, **k: before(model, inputs["hidden"], **k)
+    prepare = trainer._prepare_inputs
+    trainer._prepare_inputs = lambda inputs: {"hidden": prepare(inputs)}
     control(trainer)
-    refused_in_training(trainer, CaptureError, "batches of DPOTrainer carry no labels")
+    refused_in_training(
+        trainer, CaptureError, r"batches of Secretive do not tell.*\(they have hidden\)"
+    )
 
 
 def test_a_model_whose_blocks_are_bypassed_is_refused(tmp_path: Path) -> None:

@@ -214,8 +214,8 @@ def test_a_disarmed_tap_sees_nothing_and_a_cleared_one_forgets() -> None:
         assert (tap.acts, tap.calls) == ({}, [])
         tap.armed = True
         model(**batch())
-        (_, kwargs), acts = tap.calls[0], tap.acts
-        assert torch.equal(kwargs["attention_mask"], batch()["attention_mask"])
+        call, acts = tap.calls[0], tap.acts
+        assert torch.equal(call.kwargs["attention_mask"], batch()["attention_mask"])
         tap.clear()
         assert (tap.acts, tap.calls) == ({}, [])
         assert list(acts) == [0]

@@ -1,0 +1,90 @@
+"""The base: the same weights with every adapter off, or the host's fixed copy of the start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from emoreg import quirks
+from emoreg.errors import ConfigError
+from emoreg.host import model_of
+from emoreg.tap import Call, Tap, evaluating, run_truncated
+
+NO_BASE = (
+    "{model} has no adapters to switch off, and the trainer no fixed reference model, so the base "
+    "cannot be read: anchor 'base' and the keep term need LoRA or another PEFT adapter that "
+    "changes weights, or a ref_model. Use peft_config, or anchor 'neutral' with keep 0."
+)
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The base: the same weights with every adapter off.
+
+    Raises:
+        ConfigError: The model has no adapters that can be switched off, or learns a prompt.
+    """
+    if not has_adapters(model):
+        raise ConfigError(NO_BASE.format(model=type(model).__name__))
+    trained = [(p, p.requires_grad) for p in model.parameters()]
+    switched_off: Any = model.disable_adapter
+    try:
+        with switched_off():
+            yield
+    finally:
+        for parameter, flag in trained:  # PEFT switches every parameter of its adapters to trained
+            parameter.requires_grad_(flag)
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether the base can be had by switching adapters off."""
+    learns_prompt = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    return hasattr(model, "disable_adapter") and not learns_prompt
+
+
+def reference_model(trainer: Trainer) -> nn.Module | None:
+    """The model that the host takes for the base, if that is not its own with adapters off.
+
+    A reference beside adapters may be any model, and one that follows the policy is no base.
+    """
+    found = getattr(trainer, "ref_model", None)
+    if has_adapters(model_of(trainer)) or quirks.moves_its_reference(trainer):
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def check_base(trainer: Trainer) -> None:
+    """Check that the base can be read.
+
+    Raises:
+        ConfigError: There are neither adapters to switch off nor a fixed reference model.
+    """
+    model = model_of(trainer)
+    if not has_adapters(model) and reference_model(trainer) is None:
+        raise ConfigError(NO_BASE.format(model=type(model).__name__))
+
+
+def base_outputs(trainer: Trainer, call: Call, blocks: Sequence[int]) -> dict[int, Tensor]:
+    """Block outputs of the base for the tokens of a forward, up to the deepest block.
+
+    Args:
+        trainer: Whose model it is.
+        call: The policy's forward.
+        blocks: Decoder blocks, counted from 0.
+
+    Returns:
+        Block -> output, (batch, tokens, width), without gradients or dropout.
+    """
+    model, reference = model_of(trainer), reference_model(trainer)
+    kwargs = {**call.kwargs, "use_cache": False}
+    off = nullcontext() if reference is not None else adapters_off(model)
+    tap = Tap(reference or model, blocks)
+    # The policy's taps are of the same blocks, but see no forward without gradients.
+    with torch.no_grad(), trainer.accelerator.autocast(), off, evaluating(tap.model), tap:
+        run_truncated(tap, lambda: tap.backbone.module(*call.args, **kwargs))
+        return dict(tap.acts)

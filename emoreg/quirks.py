@@ -1,0 +1,70 @@
+"""The exceptions: the few things about trainers that their batches and calls do not tell."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import Trainer
+
+# GRPO's losses that average over each sequence first; its others weigh every token alike.
+SEQUENCE_LOSSES = ("grpo", "sapo")
+ROLLOUT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+
+
+def branches(trainer: Trainer) -> tuple[str, ...]:
+    """The sides that a batch of preferences is made of, in order; () for other data.
+
+    A batch of TRL's preference trainers is all chosen rows, then all rejected; only the data set's
+    columns tell it from others. TPO adds gold references if its collator is told to.
+    """
+    columns = _columns(trainer.train_dataset)
+    if not all(any(c.startswith(side) for c in columns) for side in ("chosen", "rejected")):
+        return ()
+    if getattr(trainer.data_collator, "include_reference", False):
+        return ("chosen", "rejected", "reference")
+    return ("chosen", "rejected")
+
+
+def _columns(dataset: Any) -> list[str]:
+    names = getattr(dataset, "column_names", None)
+    if names is None and dataset is not None:  # an iterable set may not know before its first row
+        first = next(iter(dataset), None)
+        names = list(first) if isinstance(first, Mapping) else []
+    return list(names or [])
+
+
+def weighs_sequences(trainer: Trainer) -> bool:
+    """Whether a trainer that counts a rollout's tokens still weighs its sequences alike."""
+    if any(kind.__name__ == "GMPOTrainer" for kind in type(trainer).__mro__):
+        return True  # its own loss, whatever `loss_type` says
+    return getattr(trainer, "loss_type", None) in SEQUENCE_LOSSES
+
+
+def rollout_method(trainer: Trainer) -> str | None:
+    """The method that is handed the rollout, if `compute_loss` never is: that of OnlineDPO."""
+    method = getattr(trainer, "_forward", None)
+    if method is None or not set(ROLLOUT) <= set(inspect.signature(method).parameters):
+        return None
+    return "_forward"
+
+
+def rollout_of(trainer: Trainer, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The batch among the arguments of that method."""
+    original = getattr(type(trainer), "_forward")  # noqa: B009 - of the class, not our wrapper
+    bound = inspect.signature(original).bind(trainer, *args, **kwargs).arguments
+    return {name: bound[name] for name in ROLLOUT}
+
+
+def buffered(trainer: Trainer, inputs: Any) -> list[Any]:
+    """The micro-batches that a rollout was parted into, `inputs` among them; [] if it was not."""
+    found = getattr(trainer, "_buffered_inputs", None)
+    if inputs is None or not isinstance(found, list):
+        return []
+    return found if any(batch is inputs for batch in found) else []
+
+
+def moves_its_reference(trainer: Trainer) -> bool:
+    """Whether the reference model follows the policy, so that it is no base."""
+    return bool(getattr(trainer.args, "sync_ref_model", False))

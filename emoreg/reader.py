@@ -1,0 +1,217 @@
+"""One micro-batch of a trainer: what counts in it, what was read, and what is added to its loss."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from emoreg import quirks
+from emoreg.accumulation import Window, weighs
+from emoreg.base import base_outputs, reference_model
+from emoreg.batches import Batch, media_ids, understand
+from emoreg.blocks import unwrap
+from emoreg.errors import CaptureError, ConfigError
+from emoreg.forwards import Forwards, same
+from emoreg.host import model_of
+from emoreg.losses import Unit
+from emoreg.meter import Meter
+from emoreg.tap import Call
+from emoreg.terms import EmotionTerms
+from emoreg.tokens import Counted
+
+log = logging.getLogger(__name__)
+
+
+class Reader:
+    """Reads a trainer's micro-batches with one configuration, for as long as it is open.
+
+    Args:
+        trainer: Whose micro-batches.
+        terms: What is read and added.
+    """
+
+    def __init__(self, trainer: Trainer, terms: EmotionTerms) -> None:
+        self.trainer, self.terms, self.config = trainer, terms, terms.config
+        model = model_of(trainer)
+        self.forwards = Forwards(model, reference_model(trainer), terms.probe.blocks, terms.read)
+        self.window = Window(trainer, self.acted)
+        self.meters = {"train": Meter(), "eval": Meter()}
+        self.counted = torch.zeros(())  # tokens in training so far
+        self.read = False  # whether the micro-batch under way was
+        self._branches = quirks.branches(trainer)
+        self._media = media_ids(unwrap(model).config)
+        self._virtual = virtual_tokens(model)
+        self._inputs: Any = None
+        self._first = self._quiet = True
+
+    def begin(self, inputs: Any, training: bool) -> None:
+        """A loss of these inputs is about to be computed; None if they are not known yet."""
+        self._inputs = inputs
+        self.forwards.expect(understand(inputs, self._branches), training)
+
+    def finish(self, items: Any = None, scaled: bool = True) -> Tensor | None:
+        """Read the forward seen since `begin`; what is to be added to the loss, if anything.
+
+        Args:
+            items: The trainer's own count of the window's labels, if it has one.
+            scaled: Whether the trainer will not divide its loss by the accumulation steps any more.
+
+        Raises:
+            CaptureError: In training: the forward cannot be told, or is of other tokens.
+            ConfigError: The batch does not tell a scope or a side that was asked for.
+        """
+        forwards, inputs = self.forwards, self._inputs
+        if inputs is None and not forwards.training:
+            return None  # read already, in the `compute_loss` that this evaluation went through
+        try:
+            call = forwards.found(type(self.trainer).__name__)
+            if call is None:
+                self._warn()
+                return None
+            batch = self._fitting(call, forwards.batch or _from_call(call))
+            loss, number, unit = self._terms(call, batch, inputs)
+            if not (forwards.training and self.config.active):
+                return None
+            return loss * self.window.part(inputs, number, unit, items, scaled)
+        finally:
+            forwards.forget()
+            self._inputs = None
+
+    def acted(self, inputs: Any) -> Counted | None:
+        """What the terms act on in a batch, if it tells."""
+        batch = understand(inputs, self._branches)
+        if batch is None:
+            return None
+        counted, sides = batch.count(self.config.emoreg_scope, self._media), self._sides()
+        return counted.of(sides) if set(sides) <= set(counted.sides) else None
+
+    def _sides(self) -> list[str]:
+        return self.config.emoreg_sides or []
+
+    def _fitting(self, call: Call, batch: Batch | None) -> Batch:
+        """The batch, of as many tokens as the blocks saw.
+
+        Raises:
+            CaptureError: Nothing tells its tokens, or they are not those of the forward.
+        """
+        name, training = type(self.trainer).__name__, self.forwards.training
+        if batch is None:
+            raise CaptureError(
+                f"The batches of {name} do not tell which tokens are completions (they have "
+                f"{', '.join(self._inputs or ()) or 'no keys'}). emoreg reads labels, "
+                "completion_mask, prompt_ids with completion_ids, chosen_… with rejected_…, or the "
+                "labels that the model is called with; see emoreg.batches."
+            )
+        rows, width, *_ = next(iter(call.acts.values())).shape
+        seen = (rows, width - self._virtual)
+        if seen[1] < batch.ids.shape[1] and same(call.ids, batch.ids[:, -seen[1] :]):
+            batch = batch.last(seen[1])
+        first = self._first and training  # later ones are trusted, to spare a look at the device
+        wrong = call.ids is not None and first and not same(call.ids, batch.ids)
+        if wrong or seen != tuple(batch.ids.shape):
+            raise CaptureError(
+                f"The inputs of {name} are of {tuple(batch.ids.shape)} tokens and the block "
+                f"outputs of {seen}{' other ones' if wrong else ''}, so it is unknown which "
+                "count. Is the sequence split over devices or cut, or images put in "
+                "by the model?"
+            )
+        return batch
+
+    def _terms(self, call: Call, batch: Batch, inputs: Any) -> tuple[Tensor, Tensor, Unit]:
+        """Take the readings; the weighted terms as a sum, and what it is a sum over."""
+        training = self.forwards.training
+        counted = batch.count(self.config.emoreg_scope, self._media)
+        if training:
+            self._check(call, batch, counted)
+        base = self._base(call, batch, counted)
+        unit = weighs(self.trainer, inputs or ())
+        with torch.set_grad_enabled(training and self.config.active):
+            wide = counted.padded_left(next(iter(call.acts.values())).shape[1])
+            terms = self.terms(call.acts, wide, base, self._scale(), unit)
+        meter = self.meters["train" if training else "eval"]
+        for name, (total, number) in terms.sums.items():
+            meter.add(name, total, number)
+        return terms.loss, terms.number, unit
+
+    def _check(self, call: Call, batch: Batch, counted: Counted) -> None:
+        """What can be told at the first micro-batch of training.
+
+        Raises:
+            CaptureError: The outputs carry no gradient.
+            ConfigError: The batch does not tell a scope or a side that was asked for.
+        """
+        self.counted = self.counted + counted.mask.sum().cpu() if self._first else self.counted
+        if self.config.active and not all(h.requires_grad for h in call.acts.values()):
+            raise CaptureError(
+                "The captured block outputs carry no gradient, so the penalty could not act. With "
+                "re-entrant gradient checkpointing call model.enable_input_require_grads()."
+            )
+        name = type(self.trainer).__name__
+        missing = set(self._sides()) - set(counted.sides)
+        if missing:
+            raise ConfigError(
+                f"emoreg_sides asks for {', '.join(sorted(missing))}; the batches of {name} tell "
+                f"{', '.join(counted.sides) or 'no sides'}."
+            )
+        if "tool" in self.config.emoreg_scope and batch.tool is None:
+            raise ConfigError(
+                f"emoreg_scope asks for tool, and the batches of {name} do not tell tool output "
+                "from the rest of the prompt. Use prompt, or a trainer with tools."
+            )
+
+    def first_window_ends(self) -> None:
+        """Before the first step of the optimizer: whether anything counted.
+
+        Raises:
+            CaptureError: Nothing did.
+        """
+        if not self._first:
+            return
+        if not self.counted:
+            raise CaptureError(
+                "No token of the first batches counts for the scope "
+                f"{self.config.emoreg_scope}: the data has no completion (every label is -100) or "
+                "no prompt, or max_length cuts it off."
+            )
+        self._first = False
+
+    def _base(self, call: Call, batch: Batch, counted: Counted) -> Any:
+        """The base's readings, if the host has them; else its outputs, if they are needed."""
+        found = self.forwards.base(batch, counted)
+        if found is not None or not self.config.needs_base:
+            return found
+        return base_outputs(self.trainer, call, self.terms.probe.blocks)
+
+    def _scale(self) -> float:
+        """Warm-up factor of the weights, from 0 to 1."""
+        steps = self.config.emoreg_warmup * self.trainer.state.max_steps
+        return min(1.0, (self.trainer.state.global_step + 1) / steps) if steps > 1 else 1.0
+
+    def _warn(self) -> None:
+        if self._quiet:
+            log.warning(
+                "%s evaluates without a forward of its batch's tokens; its evaluations have no "
+                "readings.",
+                type(self.trainer).__name__,
+            )
+        self._quiet = False
+
+
+def virtual_tokens(model: Any) -> int:
+    """How many outputs of a block stand before a sequence's own: those of a learned prompt."""
+    config: Any = getattr(model, "active_peft_config", None)
+    if not getattr(config, "is_prompt_learning", False) or "PREFIX" in str(config.peft_type):
+        return 0
+    return int(config.num_virtual_tokens)
+
+
+def _from_call(call: Call) -> Batch | None:
+    """The batch as the model itself was told it, by labels."""
+    ids, labels = call.ids, call.given.get("labels")
+    if ids is None or not isinstance(labels, Tensor) or labels.shape != ids.shape:
+        return None
+    return Batch(ids, labels, call.given.get("attention_mask"), call.given.get("position_ids"))
