@@ -13,8 +13,13 @@ from transformers import Trainer
 from emoreg import quirks
 from emoreg.errors import ConfigError
 from emoreg.host import model_of
-from emoreg.tap import Call, Tap, evaluating, run_truncated
+from emoreg.tap import Call, Tap, evaluating, forward_backbone, run_truncated, sharded
 
+# What a trainer gives its model that changes no block's output.
+LOSS_ONLY = (
+    "labels", "shift_labels", "fused_lm_head", "num_items_in_batch", "logits_to_keep", "use_cache",
+    "output_router_logits", "output_hidden_states", "return_dict",
+)  # fmt: skip
 NO_BASE = (
     "{model} has no adapters to switch off, and the trainer no fixed reference model, so the base "
     "cannot be read: anchor 'base' and the keep term need LoRA or another PEFT adapter that "
@@ -81,10 +86,18 @@ def base_outputs(trainer: Trainer, call: Call, blocks: Sequence[int]) -> dict[in
         Block -> output, (batch, tokens, width), without gradients or dropout.
     """
     model, reference = model_of(trainer), reference_model(trainer)
-    kwargs = {**call.kwargs, "use_cache": False}
     off = nullcontext() if reference is not None else adapters_off(model)
     tap = Tap(reference or model, blocks)
     # The policy's taps are of the same blocks, but see no forward without gradients.
     with torch.no_grad(), trainer.accelerator.autocast(), off, evaluating(tap.model), tap:
-        run_truncated(tap, lambda: tap.backbone.module(*call.args, **kwargs))
+        run_truncated(tap, lambda: _again(tap, call))
         return dict(tap.acts)
+
+
+def _again(tap: Tap, call: Call) -> Any:
+    """The same forward again, without logits where they are not needed."""
+    if not sharded(tap.model):
+        return tap.backbone.module(*call.args, **{**call.kwargs, "use_cache": False})
+    given = call.given if "input_ids" in call.given else call.kwargs
+    inputs = {k: v for k, v in given.items() if k not in LOSS_ONLY}
+    return forward_backbone(tap.model, {**inputs, "input_ids": call.ids})

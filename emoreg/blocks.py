@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from emoreg.errors import BlocksNotFoundError
 
@@ -46,7 +47,7 @@ def find_backbone(model: nn.Module) -> Backbone:
     as many members as the text configuration has layers. A vision tower is never taken for it.
 
     Raises:
-        BlocksNotFoundError: No such list, no transformers configuration, or an encoder-decoder.
+        BlocksNotFoundError: No such list, no transformers configuration, or an encoder.
     """
     inner = unwrap(model)
     if not _has_config(inner):
@@ -60,6 +61,11 @@ def find_backbone(model: nn.Module) -> Backbone:
             f"{type(inner).__name__} is an encoder-decoder; emoreg reads decoder-only models."
         )
     text = config.get_text_config(decoder=True)
+    if type(text) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(text, "is_decoder", False):
+        raise BlocksNotFoundError(
+            f"{type(inner).__name__} is an encoder: each of its tokens sees those after it, so no "
+            "reading is of a text so far. emoreg reads decoder-only models."
+        )
     count = getattr(text, "num_hidden_layers", None)
     decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else None
     for root in (decoder, inner):
@@ -109,16 +115,23 @@ def check_blocks(blocks: Sequence[int], backbone: Backbone) -> tuple[int, ...]:
 def trainable_below(backbone: Backbone, deepest: int, model: nn.Module) -> bool:
     """Whether any trainable parameter can change the output of block `deepest`.
 
-    Parameters of later blocks only cannot; nor can those outside the backbone, except the input
-    embeddings, which the backbone owns.
+    Parameters of later blocks only cannot, nor those of the final norm; nor can those outside the
+    backbone, except the input embeddings, which the backbone owns.
     """
     reached, beyond = (
         {id(p) for block in blocks for p in block.parameters()}
         for blocks in (backbone.blocks[: deepest + 1], backbone.blocks[deepest + 1 :])
     )
+    after = (child for name, child in backbone.module.named_children() if _comes_last(name))
+    beyond |= {id(p) for child in after for p in child.parameters()}
     later = beyond - reached  # a block may share its weights with an earlier one
     inside = list(backbone.module.parameters()) + _prompt_parameters(model)
     return any(p.requires_grad and id(p) not in later for p in inside)
+
+
+def _comes_last(name: str) -> bool:
+    """Whether a part of a backbone, other than its blocks, comes after them: the final norm."""
+    return name == "project_out" or ("emb" not in name and ("norm" in name or "ln_f" in name))
 
 
 def _prompt_parameters(model: nn.Module) -> list[Any]:

@@ -63,6 +63,11 @@ class Forwards:
         """Watch for the forward of a batch; None if its tokens are not known beforehand."""
         self.forget()
         self.batch, self.training = batch, training
+        self.arm(True)
+
+    def arm(self, armed: bool) -> None:
+        """Watch, or let forwards pass: those between the steps are other callbacks' own."""
+        self.policy.armed = self.host.armed = armed
 
     def forget(self) -> None:
         """Let go of what was seen since `expect`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial, update_wrapper
 from typing import Any
@@ -19,7 +20,8 @@ def check_trainer(trainer: Any) -> Trainer:
     """The trainer, if it is one.
 
     Raises:
-        TrainerError: It is not a `transformers.Trainer`, or one that copies its model to threads.
+        TrainerError: It is not a `transformers.Trainer`, copies its model to threads, or runs in
+            fewer processes than were asked for.
         MissingExtraError: It reports to wandb, which is not installed.
     """
     if not isinstance(trainer, Trainer):
@@ -34,9 +36,26 @@ def check_trainer(trainer: Any) -> Trainer:
             "threads (DataParallel), where nothing can be read. Start one process for each GPU, "
             "with accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES to one."
         )
+    _check_launch(trainer)
     if "wandb" in (trainer.args.report_to or []) and not is_wandb_available():
         raise MissingExtraError("report_to asks for wandb: pip install 'emoreg[wandb]'")
     return trainer
+
+
+def _check_launch(trainer: Trainer) -> None:
+    """Whether as many processes run as were asked for.
+
+    On a CPU `accelerate launch --num_processes 2` starts one process and says nothing; it leaves an
+    address to meet at, which only several processes need.
+    """
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    met = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    if on_cpu and met and trainer.accelerator.num_processes == 1:
+        raise TrainerError(
+            "accelerate launch was asked for several processes on a CPU and started one: there it "
+            "needs MPI. Use torchrun --nproc_per_node N, or ask for one process (and unset "
+            "MASTER_ADDR, if your cluster sets it)."
+        )
 
 
 def model_of(trainer: Trainer) -> nn.Module:

@@ -163,12 +163,13 @@ class Reader:
                 "from the rest of the prompt. Use prompt, or a trainer with tools."
             )
 
-    def first_window_ends(self) -> None:
-        """Before the first step of the optimizer: whether anything counted.
+    def window_ends(self) -> None:
+        """Before a step of the optimizer: watch no more; at the first, whether anything counted.
 
         Raises:
             CaptureError: Nothing did.
         """
+        self.forwards.arm(False)
         if not self._first:
             return
         if not self.counted:

@@ -127,28 +127,34 @@ class EmotionRegularizer(TrainerCallback):
         self.detach()
 
     def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
-        """Start the clock of a step."""
-        self._open().begin(None, training=True)
+        """Start the clock of a step, and watch from here on."""
+        if self._reader is not None:  # else detached by hand
+            self._reader.begin(None, training=True)
         self._step_began = time.perf_counter()
 
     def on_substep_end(self, *_args: Any, **_kwargs: Any) -> None:
         """Check that the micro-batch had its term."""
+        if self._reader is None:
+            return
         if not self._read:
             raise CaptureError(
                 f"{type(self.trainer).__name__} took a step without computing a loss that emoreg "
                 "could add to: neither compute_loss nor accelerator.backward was called."
             )
         self._read = False
-        self._open().begin(None, training=True)
+        self._reader.begin(None, training=True)
 
     def on_pre_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
         """Check that the last micro-batch had its term, before the weights move."""
         self.on_substep_end()
-        self._open().first_window_ends()
+        if self._reader is not None:
+            self._reader.window_ends()
 
     def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
         """Stop the clock of a step."""
-        self._open().meters["train"].add("seconds", time.perf_counter() - self._step_began, 1)
+        if self._reader is None:
+            return
+        self._reader.meters["train"].add("seconds", time.perf_counter() - self._step_began, 1)
 
     def _check_alone(self) -> None:
         others = (c for c in self.trainer.callback_handler.callbacks if c is not self)
@@ -216,9 +222,11 @@ class EmotionRegularizer(TrainerCallback):
         self, prediction_step: Around, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """`trainer.prediction_step`, read where it does not go through `compute_loss`."""
-        self._open().begin(inputs, training=False)
+        reader = self._open()
+        reader.begin(inputs, training=False)
         result = prediction_step(model, inputs, *args, **kwargs)
-        self._open().finish()
+        reader.finish()
+        reader.forwards.arm(False)
         return result
 
     def _handing(self, method: Around, *args: Any, **kwargs: Any) -> Any:

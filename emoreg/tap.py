@@ -9,6 +9,7 @@ backbone notes what that was given: a wrapper may turn tokens into embeddings.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from emoreg.blocks import check_blocks, find_backbone, unwrap
@@ -221,7 +223,10 @@ def read(model: nn.Module, blocks: Sequence[int], **inputs: Any) -> dict[int, Te
 
 
 def run_truncated(tap: Tap, forward: Callable[[], Any]) -> None:
-    """Run a forward that ends after the tap's deepest block."""
+    """Run a forward that ends after the tap's deepest block, or after all if it is sharded."""
+    if sharded(tap.model):
+        forward()  # the other blocks' hooks gather and free weights; none may be left out
+        return
     with tap.truncated():
         try:
             forward()
@@ -230,7 +235,16 @@ def run_truncated(tap: Tap, forward: Callable[[], Any]) -> None:
 
 
 def forward_backbone(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """Call the backbone alone, for no logits; PEFT's virtual tokens need the whole model."""
+    """Call the backbone alone, for no logits; virtual tokens and shards need the whole model."""
+    inner = unwrap(model)
+    if sharded(model):
+        takes = "logits_to_keep" in inspect.signature(inner.forward).parameters
+        return model(**inputs, use_cache=False, **({"logits_to_keep": 1} if takes else {}))
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return model(**inputs)
-    return find_backbone(unwrap(model)).module(**inputs, use_cache=False)
+    return find_backbone(inner).module(**inputs, use_cache=False)
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether processes hold parts of the weights: DeepSpeed ZeRO-3, or FSDP 2."""
+    return any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in model.parameters())
