@@ -1,11 +1,12 @@
 """What a trainer's batch holds, told from its keys: tokens, completion, tool output and sides.
 
-No trainer is named here. Six forms cover TRL's trainers and their subclasses:
+No trainer is named here. Seven forms cover TRL's trainers and their subclasses:
 
     chosen_input_ids, chosen_labels, rejected_…   two halves that the trainer puts together
     prompt_ids, completion_ids, completion_mask   a rollout; tool_mask is 0 at tool output
     input_ids, labels or shift_labels             -100 where the token is no target
     input_ids, completion_mask                    preferences, or one answer with a label
+    completion_input_ids, completion_labels       one answer with a label, in older versions
     input_ids, logits_to_keep                     a rollout put together already
     input_ids of preferences                      the completion begins where two answers part
 
@@ -119,14 +120,16 @@ def _labelled(inputs: Mapping[str, Any], _branches: Sequence[str]) -> Batch:
 
 def _marked(inputs: Mapping[str, Any], branches: Sequence[str]) -> Batch:
     ids = inputs["input_ids"]
-    if inputs.get("label") is not None:
-        desired = torch.as_tensor(inputs["label"], dtype=torch.bool, device=ids.device)
-        sides = {"desired": desired, "undesired": ~desired}
-    else:
-        sides = _sides(ids, branches)
+    sides = _desired(inputs, ids) or _sides(ids, branches)
     labels = _masked(ids, inputs["completion_mask"])
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     return Batch(ids, labels, mask, positions, sides=sides)
+
+
+def _answered(inputs: Mapping[str, Any], _branches: Sequence[str]) -> Batch:
+    ids = inputs["completion_input_ids"]
+    mask = inputs.get("completion_attention_mask")
+    return Batch(ids, inputs["completion_labels"], mask, sides=_desired(inputs, ids))
 
 
 def _kept(inputs: Mapping[str, Any], _branches: Sequence[str]) -> Batch:
@@ -158,6 +161,7 @@ FORMS = {
     ("input_ids", "labels"): _labelled,
     ("input_ids", "shift_labels"): _labelled,
     ("input_ids", "completion_mask"): _marked,
+    ("completion_input_ids", "completion_labels"): _answered,
     ("input_ids", "logits_to_keep"): _kept,
 }
 
@@ -173,6 +177,14 @@ def _sides(ids: Tensor, branches: Sequence[str]) -> dict[str, Tensor]:
         return {}
     part = torch.arange(rows, device=ids.device) // (rows // len(branches))
     return {side: part == i for i, side in enumerate(branches)}
+
+
+def _desired(inputs: Mapping[str, Any], ids: Tensor) -> dict[str, Tensor]:
+    label = inputs.get("label")
+    if label is None:
+        return {}
+    desired = torch.as_tensor(label, device=ids.device).bool()
+    return {"desired": desired, "undesired": ~desired}
 
 
 def _rewarded(inputs: Mapping[str, Any]) -> dict[str, Tensor]:

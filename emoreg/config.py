@@ -112,7 +112,8 @@ class EmoRegConfig:
                 yield f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
         for name, known in (("emoreg_scope", SCOPES), ("emoreg_sides", SIDES)):
             value = getattr(self, name)
-            if value is not None and (not value or set(value) - set(known)):
+            optional = value is None and name == "emoreg_sides"
+            if not optional and (not value or set(value) - set(known)):
                 yield f"{name} must name some of {', '.join(known)}, got {value}"
         if not _counts(self.emoreg_drift_steps):
             yield f"emoreg_drift_steps must be a whole number >= 0, got {self.emoreg_drift_steps!r}"

@@ -81,16 +81,17 @@ class Forwards:
         Raises:
             CaptureError: In training: none, several, or one of other tokens than the batch's.
         """
-        calls = [call for call in self.policy.calls if call.acts]
+        seen = calls = [call for call in self.policy.calls if call.acts]
         if not self.training:
             return calls[0] if calls else None
         if len(calls) > 1:  # a trainer of one's own may run other texts with gradients too
             calls = [call for call in calls if self.batch and same(call.ids, self.batch.ids)]
         if len(calls) != 1:
             raise CaptureError(
-                f"{len(calls)} forwards with gradients of the batch went through the decoder "
-                f"blocks in one loss of {trainer}; wanted exactly one. Was the model replaced, or "
-                "compiled and run before emoreg was attached, or is the policy run several times?"
+                f"{len(seen)} forwards with gradients went through the decoder blocks in one loss "
+                f"of {trainer}, {len(calls)} of them of the batch's tokens; wanted exactly one. "
+                "Was the model replaced, or compiled and run before emoreg was attached, or does "
+                "the trainer run the policy several times?"
             )
         return calls[0]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# Placeholders in braces stand for an emotion or a facet. In evaluation the same names carry the
-# prefix `eval_`, or `eval_{set}_` with several sets, except those of drift and the clock.
+# Placeholders in braces stand for an emotion, a facet or a side. In evaluation the same names carry
+# the prefix `eval_`, or `eval_{set}_` with several sets, except those of drift and the clock.
 METRICS = {
     "emoreg/loss": ("task-loss units", "what was added to the loss: all terms, weighted"),
     "emoreg/penalty/{emotion}": ("σ²", "penalty of a penalised emotion, before its weight"),
@@ -16,6 +16,10 @@ METRICS = {
     ),
     "emoreg/reading/{emotion}": ("σ", "mean reading, over counted tokens, blocks and facets"),
     "emoreg/reading/{emotion}/{facet}": ("σ", "the same for one facet of a penalised emotion"),
+    "emoreg/reading_{side}/{emotion}": (
+        "σ",
+        "mean reading of a penalised or rewarded emotion on one side: chosen, rejected, rewarded …",
+    ),
     "emoreg/excess/{emotion}": (
         "σ",
         "reading minus the base's of the same token; where the base is read",

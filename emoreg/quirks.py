@@ -10,6 +10,8 @@ from transformers import Trainer
 
 # GRPO's losses that average over each sequence first; its others weigh every token alike.
 SEQUENCE_LOSSES = ("grpo", "sapo")
+# Trainers that do so whatever their `loss_type` says.
+SEQUENCE_TRAINERS = ("GMPOTrainer", "SDPOTrainer")
 ROLLOUT = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
@@ -37,8 +39,8 @@ def _columns(dataset: Any) -> list[str]:
 
 def weighs_sequences(trainer: Trainer) -> bool:
     """Whether a trainer that counts a rollout's tokens still weighs its sequences alike."""
-    if any(kind.__name__ == "GMPOTrainer" for kind in type(trainer).__mro__):
-        return True  # its own loss, whatever `loss_type` says
+    if any(kind.__name__ in SEQUENCE_TRAINERS for kind in type(trainer).__mro__):
+        return True
     return getattr(trainer, "loss_type", None) in SEQUENCE_LOSSES
 
 

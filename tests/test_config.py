@@ -22,8 +22,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "pool": ("max", "emoreg_pool must be one of mean, top, got 'max'"),
     "scope": (
         ["answer"],
-        "emoreg_scope must name some of completion, colon, prompt, got ['answer']",
+        "emoreg_scope must name some of completion, colon, prompt, tool, got ['answer']",
     ),
+    "sides": (["winner"], "emoreg_sides must name some of chosen, rejected, reference, desired"),
     "warmup": (1.5, "emoreg_warmup is a share in [0, 1], got 1.5"),
     "drift_steps": (-5, "emoreg_drift_steps must be"),
 }
@@ -38,6 +39,7 @@ MORE_BAD = [
     ("warmup", -0.1, "emoreg_warmup"),
     ("scope", [], "emoreg_scope"),
     ("scope", None, "emoreg_scope"),
+    ("sides", [], "emoreg_sides"),
     ("blocks", [], "emoreg_blocks"),
     ("blocks", ["3"], "emoreg_blocks"),
     ("drift_steps", "many", "emoreg_drift_steps"),

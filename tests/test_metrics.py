@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import zoo
+from models import vector_set
 from trainers import EVERYTHING, PROMPT_FILE, make_rows, make_trainer, make_vectors
 
 from emoreg.callbacks import DriftCallback
+from emoreg.identity import identity
 from emoreg.metrics import METRICS, described, markdown
 from emoreg.regularizer import EmotionRegularizer
 
@@ -17,7 +20,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 @pytest.fixture(scope="module")
 def logged_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Every emoreg key of a run with everything on, evaluated on two sets."""
+    """Every emoreg key of a run with everything on, evaluated on two sets, and of one on pairs."""
     trainer = make_trainer(
         tmp_path_factory.mktemp("run"), eval_strategy="steps", eval_steps=1,
         eval_rows={"a": make_rows(2), "b": make_rows(3)},
@@ -26,7 +29,12 @@ def logged_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     trainer.add_callback(EmotionRegularizer(trainer, make_vectors(), **knobs))
     trainer.add_callback(DriftCallback(trainer, make_vectors(), prompts=PROMPT_FILE))
     trainer.train()
-    return {k for row in trainer.state.log_history for k in row if "emoreg" in k}
+    pairs = zoo.make("DPO", tmp_path_factory.mktemp("pairs"))
+    vectors = vector_set(card={"model": identity(pairs.model, pairs.processing_class)})
+    pairs.add_callback(EmotionRegularizer(pairs, vectors, check_name=False))
+    pairs.train()
+    rows = [*trainer.state.log_history, *pairs.state.log_history]
+    return {k for row in rows for k in row if "emoreg" in k}
 
 
 def test_every_logged_name_is_described(logged_names: set[str]) -> None:
