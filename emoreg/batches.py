@@ -115,7 +115,7 @@ def _labelled(inputs: Mapping[str, Any], _branches: Sequence[str]) -> Batch:
     if labels is None:
         labels = pad(inputs["shift_labels"][:, :-1], (1, 0), value=IGNORED)
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-    return Batch(inputs["input_ids"], labels, mask, positions, sides=_rewarded(inputs))
+    return Batch(inputs["input_ids"], labels, mask, positions)
 
 
 def _marked(inputs: Mapping[str, Any], branches: Sequence[str]) -> Batch:

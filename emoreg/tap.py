@@ -219,7 +219,8 @@ def read(model: nn.Module, blocks: Sequence[int], **inputs: Any) -> dict[int, Te
     """
     with evaluating(model), Tap(model, blocks) as tap:
         run_truncated(tap, lambda: forward_backbone(model, inputs))
-        return dict(tap.acts)
+        width = inputs["input_ids"].shape[1]  # the virtual tokens of a learned prompt come first
+        return {block: h[:, -width:] for block, h in tap.acts.items()}
 
 
 def run_truncated(tap: Tap, forward: Callable[[], Any]) -> None:

@@ -9,7 +9,12 @@ import torch
 from models import DEPTH, WIDTH, batch, causal_lm, multimodal, with_lora
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 from emoreg.blocks import check_blocks, find_backbone, trainable_below
 from emoreg.errors import BlocksNotFoundError
@@ -63,6 +68,13 @@ def encoder_decoder() -> nn.Module:
     return AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", **sizes))
 
 
+def encoder(auto: Any, **changes: Any) -> Any:
+    """A BERT with some head; a decoder only if its configuration says so."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 96}
+    config = AutoConfig.for_model("bert", intermediate_size=64, **sizes, **changes)
+    return auto.from_config(config)
+
+
 def without_its_blocks() -> nn.Module:
     model = causal_lm()
     model.config.num_hidden_layers = 7
@@ -71,6 +83,10 @@ def without_its_blocks() -> nn.Module:
 
 REFUSED: dict[str, tuple[Any, list[str]]] = {
     "encoder-decoder": (encoder_decoder, ["T5ForConditionalGeneration", "decoder-only"]),
+    "encoder": (
+        lambda: encoder(AutoModelForSequenceClassification),
+        ["BertForSequenceClassification is an encoder", "decoder-only"],
+    ),
     "bare module": (lambda: nn.Linear(2, 2), ["Linear has no `config`", "transformers model"]),
     "no such list": (
         without_its_blocks,
@@ -86,6 +102,11 @@ def test_a_model_without_decoder_blocks_is_refused_with_what_was_found_and_wante
     with pytest.raises(BlocksNotFoundError) as error:
         find_backbone(make())
     assert [w for w in words if w not in str(error.value)] == []
+
+
+def test_a_model_of_an_encoders_family_that_is_a_decoder_is_taken() -> None:
+    model = encoder(AutoModelForCausalLM, is_decoder=True)
+    assert list(find_backbone(model).blocks) == list(model.bert.encoder.layer)
 
 
 @pytest.mark.parametrize("blocks", [[3], [-1], [0, 99], []], ids=str)
@@ -131,6 +152,7 @@ REACH: dict[str, tuple[Any, bool]] = {
     "nothing": (only("absent"), False),
     "embeddings": (only("embed_tokens"), True),
     "head": (only("lm_head"), False),
+    "final norm": (only("model.norm."), False),
     "the block itself": (only("layers.1."), True),
     "a later block": (only("layers.2."), False),
     "LoRA below": (lora_at(0), True),

@@ -247,7 +247,7 @@ def test_a_captured_output_has_the_same_gradient_with_and_without_checkpointing(
 
 @pytest.mark.parametrize("config", [PrefixTuningConfig, PromptTuningConfig])
 @torch.no_grad()
-def test_reading_a_model_that_learns_a_prompt_includes_the_prompt(config: type) -> None:
+def test_reading_a_model_that_learns_a_prompt_is_of_the_texts_own_tokens(config: type) -> None:
     base = causal_lm()
     without = read(base, [0], **batch())[0]
     torch.manual_seed(2)
@@ -255,8 +255,9 @@ def test_reading_a_model_that_learns_a_prompt_includes_the_prompt(config: type) 
     with Tap(model, [0]) as tap:
         model(**batch())
         full = tap.acts[0]
-    assert torch.equal(read(model, [0], **batch())[0], full)
-    assert not torch.allclose(full[:, -without.shape[1] :], without)  # control: the prompt acts
+    own = full[:, -without.shape[1] :]  # virtual tokens of prompt tuning come first
+    assert torch.equal(read(model, [0], **batch())[0], own)
+    assert not torch.allclose(own, without)  # control: the prompt acts
 
 
 def test_reading_keeps_the_models_dtype_and_takes_dropout_off() -> None:
