@@ -110,10 +110,12 @@ def _rollout(inputs: Mapping[str, Any], _branches: Sequence[str]) -> Batch:
     )
 
 
-def _labelled(inputs: Mapping[str, Any], _branches: Sequence[str]) -> Batch:
+def _labelled(inputs: Mapping[str, Any], _branches: Sequence[str]) -> Batch | None:
     labels = inputs.get("labels")
     if labels is None:
         labels = pad(inputs["shift_labels"][:, :-1], (1, 0), value=IGNORED)
+    if labels.shape != inputs["input_ids"].shape:
+        return None  # a class for each row
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     return Batch(inputs["input_ids"], labels, mask, positions)
 

@@ -69,4 +69,8 @@ def buffered(trainer: Trainer, inputs: Any) -> list[Any]:
 
 def moves_its_reference(trainer: Trainer) -> bool:
     """Whether the reference model follows the policy, so that it is no base."""
-    return bool(getattr(trainer.args, "sync_ref_model", False))
+    callbacks = trainer.callback_handler.callbacks
+    return bool(getattr(trainer.args, "sync_ref_model", False)) or any(
+        type(c).__name__ == "SyncRefModelCallback" or getattr(c, "update_ref_model", False)
+        for c in callbacks
+    )

@@ -82,6 +82,8 @@ class EmotionRegularizer(TrainerCallback):
         self._check_alone()
         self._reader, self._read = Reader(self.trainer, self.terms), False
         self._reader.forwards.open()
+        if self.trainer.args.torch_compile:
+            torch.compiler.reset()  # what was compiled before knows nothing of these hooks
         around: dict[str, Around] = {
             "compute_loss": self._computing,
             "prediction_step": self._predicting,

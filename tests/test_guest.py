@@ -210,3 +210,23 @@ def test_a_compiled_model_gives_the_losses_and_the_control_of_an_eager_one(
     assert compiled == pytest.approx(eager, rel=1e-4)
     for found, wanted in zip(same, grads, strict=True):
         assert_same(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_model_compiled_before_the_hooks_came_is_controlled_all_the_same(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    rows = make_rows(equal=True)
+    trainer = make_trainer(
+        tmp_path, rows=rows, eval_rows=rows, learning_rate=0.0, torch_compile=True,
+        torch_compile_backend="aot_eager",
+    )  # fmt: skip
+    trainer.train()  # compiled, without hooks
+    recorder = Recorder()
+    trainer.add_callback(recorder)
+    trainer.train()
+    invite(trainer, penalize={"desperate": 1.0})
+    trainer.train()
+    trainer.train()  # compiled with the hooks of the run before
+    plain, first, second = recorder.grads
+    assert_same(second, first)
+    assert any(not torch.allclose(first[n], plain[n]) for n in plain)
