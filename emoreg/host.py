@@ -81,6 +81,11 @@ class Loan:
         detour.arounds.append(around)
         self._taken.append((detour, around))
 
+    @property
+    def taken(self) -> bool:
+        """Whether there is anything to give back."""
+        return bool(self._taken)
+
     def give_back(self) -> None:
         """Undo everything; nothing happens the second time."""
         while self._taken:

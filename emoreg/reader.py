@@ -40,8 +40,7 @@ class Reader:
         self.forwards = Forwards(model, reference_model(trainer), terms.probe.blocks, terms.read)
         self.window = Window(trainer, self.acted)
         self.meters = {"train": Meter(), "eval": Meter()}
-        self.counted = torch.zeros(())  # tokens in training so far
-        self.read = False  # whether the micro-batch under way was
+        self._counts: list[Tensor] = []  # tokens of each micro-batch of the first window
         self._branches = quirks.branches(trainer)
         self._media = media_ids(unwrap(model).config)
         self._virtual = virtual_tokens(model)
@@ -144,7 +143,8 @@ class Reader:
             CaptureError: The outputs carry no gradient.
             ConfigError: The batch does not tell a scope or a side that was asked for.
         """
-        self.counted = self.counted + counted.mask.sum().cpu() if self._first else self.counted
+        if self._first:
+            self._counts.append(counted.mask.sum())
         if self.config.active and not all(h.requires_grad for h in call.acts.values()):
             raise CaptureError(
                 "The captured block outputs carry no gradient, so the penalty could not act. With "
@@ -170,9 +170,9 @@ class Reader:
             CaptureError: Nothing did.
         """
         self.forwards.arm(False)
-        if not self._first:
+        if not self._first or not self._counts:
             return
-        if not self.counted:
+        if not sum(self._counts):
             raise CaptureError(
                 "No token of the first batches counts for the scope "
                 f"{self.config.emoreg_scope}: the data has no completion (every label is -100) or "

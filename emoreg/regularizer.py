@@ -74,6 +74,7 @@ class EmotionRegularizer(TrainerCallback):
         weakref.finalize(self, self._guard.give_back)
         self._reader: Reader | None = None
         self._read = False  # whether the micro-batch under way was
+        self._lost = False  # whether a failure took the hooks away
         self._step_began = 0.0
 
     def attach(self) -> None:
@@ -101,7 +102,7 @@ class EmotionRegularizer(TrainerCallback):
         """Take every hook off the model and give every borrowed method back."""
         if self._reader is not None:
             self._reader.forwards.close()
-        self._reader = None
+        self._reader, self._lost = None, False
         self._loan.give_back()
 
     def _open(self) -> Reader:
@@ -130,15 +131,21 @@ class EmotionRegularizer(TrainerCallback):
 
     def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
         """Start the clock of a step, and watch from here on."""
+        if self._lost:
+            self.attach()
         if self._reader is not None:  # else detached by hand
             self._reader.begin(None, training=True)
         self._step_began = time.perf_counter()
 
     def on_substep_end(self, *_args: Any, **_kwargs: Any) -> None:
         """Check that the micro-batch had its term."""
+        if self._lost:
+            self.attach()
+            return
         if self._reader is None:
             return
         if not self._read:
+            self.detach()
             raise CaptureError(
                 f"{type(self.trainer).__name__} took a step without computing a loss that emoreg "
                 "could add to: neither compute_loss nor accelerator.backward was called."
@@ -180,13 +187,20 @@ class EmotionRegularizer(TrainerCallback):
             )
 
     def _safely(self, around: Around) -> Around:
-        """The same, giving everything back if it fails: no guard stands around a second run."""
+        """The same; if it fails there is no loss to add to, and maybe no guard to clean up.
+
+        Only the first `train` has a guard around it, so that nothing stays on the trainer after it.
+        A trainer that catches the failure and goes on is attached to again.
+        """
 
         def safely(*args: Any, **kwargs: Any) -> Any:
             try:
                 return around(*args, **kwargs)
             except BaseException:
-                self.detach()
+                self._read = True
+                if not self._guard.taken:
+                    self.detach()
+                    self._lost = True
                 raise
 
         return safely

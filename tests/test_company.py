@@ -16,6 +16,7 @@ import pytest
 import torch
 from trainers import (
     Do,
+    InOrder,
     Recorder,
     assert_same,
     control,
@@ -188,6 +189,37 @@ def test_a_second_run_that_fails_gives_everything_back(tmp_path: Path) -> None:
         assert set(vars(trainer)) - {"_train_dataloader"} <= before[0]
         assert hooks(trainer.model) == before[1]
     trainer.train()  # control: it still can
+
+
+@pytest.mark.parametrize("run", ["first", "second"])
+def test_a_trainer_that_skips_a_batch_which_fails_goes_on_under_control(
+    run: str, tmp_path: Path
+) -> None:
+    class Skipping(InOrder):
+        """Takes a batch that does not fit into memory as one without a loss."""
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().training_step(*args, **kwargs)
+            except MemoryError:
+                return torch.zeros(())
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            if fails and self.state.global_step == 1:
+                raise MemoryError
+            return super().compute_loss(*args, **kwargs)
+
+    fails = run == "first"
+    trainer = make_trainer(
+        tmp_path, kind=Skipping, max_steps=3, learning_rate=0.0, per_device_train_batch_size=2
+    )
+    control(trainer)
+    trainer.train()
+    if run == "second":
+        fails = True
+        trainer.train()
+    steps = [row["step"] for row in trainer.state.log_history if "emoreg/loss" in row]
+    assert steps == [1, 3]
 
 
 def test_a_regularizer_that_was_never_added_leaves_with_its_last_name(tmp_path: Path) -> None:
