@@ -9,7 +9,7 @@ a trainer does not know its window beforehand, it is the mean of the micro-batch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -35,69 +35,90 @@ def loss_is_scaled(trainer: Trainer, num_items_in_batch: Any) -> bool:
     return bool(by_items or trainer.compute_loss_func is not None)
 
 
+def has_labels(inputs: Any) -> bool:
+    """Whether a batch has labels, which `Trainer` counts over the window."""
+    return isinstance(inputs, Mapping) and "labels" in inputs
+
+
 def weighs(trainer: Trainer, inputs: Any) -> Unit:
-    """What a trainer's own loss weighs alike."""
-    if "labels" in inputs or "shift_labels" in inputs:
+    """What a trainer's own loss weighs alike, told from a batch."""
+    if not isinstance(inputs, Mapping):
+        return "sequences"
+    if has_labels(inputs) or "shift_labels" in inputs:
         return "tokens"
     counts = "num_items_in_batch" in inputs and not quirks.weighs_sequences(trainer)
     return "tokens" if counts else "sequences"
 
 
 class Window:
-    """How much counts in the accumulation window under way."""
+    """How much counts in the accumulation window under way.
+
+    Args:
+        trainer: Whose window.
+        count: What counts in one of its batches.
+    """
 
     def __init__(self, trainer: Trainer, count: Count) -> None:
         self.trainer, self.count = trainer, count
         self._batches: list[Any] = []
-        self._known = False
-        self._total: Tensor | None = None  # of the batches above, if they tell
+        self._counts: list[float | None] = []  # of each batch, None if it does not tell
+        self._met = 0  # how many of them were computed
+        self._total: Tensor | None = None  # of all, on all processes, once asked for
 
     def begin(self, batches: list[Any]) -> None:
         """A window begins with these batches, which need not tell what counts."""
-        self._batches, self._known, self._total = batches, False, None
+        found = [(self.count(batch), weighs(self.trainer, batch)) for batch in batches]
+        self._counts = [None if c is None else float(c.number(unit)) for c, unit in found]
+        self._batches, self._met, self._total = batches, 0, None
 
-    def total(self, inputs: Any, unit: Unit) -> Tensor | None:
-        """What counts in the window that `inputs` is part of, on all processes."""
-        rollout = quirks.buffered(self.trainer, inputs)
-        if rollout and rollout is not self._batches:
-            self.begin(rollout)
-        if not self._known:
-            self._known, self._total = True, self._sum(unit)
-        if self._total is None or not rollout:
-            return self._total
-        # A rollout may feed several windows, or part of one.
-        return self._total * self.trainer.current_gradient_accumulation_steps / len(rollout)
-
-    def _sum(self, unit: Unit) -> Tensor | None:
-        found = [self.count(batch) for batch in self._batches]
-        counts = [float(counted.number(unit)) for counted in found if counted is not None]
-        untold = len(counts) < len(found) or not found
-        both = torch.tensor([sum(counts), untold], device=self.trainer.accelerator.device)
-        if self.ranks(unit) > 1:
-            both = self.trainer.accelerator.reduce(both, "sum")
-        return None if both[1] else both[0]
-
-    def ranks(self, unit: Unit) -> int:
-        """How many processes the trainer averages over."""
-        apart = not self.trainer.args.average_tokens_across_devices
-        if unit == "tokens" and apart and any("labels" in b for b in self._batches):
-            return 1
-        return int(self.trainer.accelerator.num_processes)
-
-    def part(self, inputs: Any, own: Tensor, unit: Unit, items: Any, scaled: bool) -> Tensor:
+    def part(self, inputs: Any, own: Tensor, unit: Unit, exact: bool, scaled: bool) -> Tensor:
         """What turns a micro-batch's sum into what its loss needs for the window's mean.
 
         Args:
             inputs: The micro-batch.
             own: How much counts in it.
             unit: Tokens or sequences.
-            items: The trainer's own count of the window's labels; without it, it takes the mean of
-                its micro-batches' means.
+            exact: Whether the trainer itself looks at the whole window; if not, it takes the mean
+                of its micro-batches' means.
             scaled: Whether the trainer will not divide by the accumulation steps any more.
         """
         steps = self.trainer.current_gradient_accumulation_steps
-        uncounted = items is None and "labels" in (inputs or ())
-        total = None if uncounted else self.total(inputs, unit)
+        total = self._of_window(inputs, own, unit) if exact else None
         if total is None:
             return 1.0 / (own.clamp(min=1) * (steps if scaled else 1))
-        return self.ranks(unit) * (1 if scaled else steps) / total.clamp(min=1)
+        return self._ranks(unit) * (1 if scaled else steps) / total.clamp(min=1)
+
+    def _of_window(self, inputs: Any, own: Tensor, unit: Unit) -> Tensor | None:
+        """What counts in the window that a micro-batch is part of, on all processes."""
+        rollout = quirks.buffered(self.trainer, inputs)
+        if rollout and rollout is not self._batches:
+            self.begin(rollout)
+        if self._total is None:
+            self._total = self._sum(unit)
+        if rollout:
+            place = next(i for i, batch in enumerate(rollout) if batch is inputs)
+        else:
+            place, self._met = self._met, self._met + 1
+        foreseen = self._counts[place] if place < len(self._counts) else None
+        if self._total[1] or foreseen != float(own):
+            return None  # not told, or another batch than was told: its trainer wrote it anew
+        if not rollout:
+            return self._total[0]
+        # A rollout may feed several windows, or part of one.
+        return self._total[0] * self.trainer.current_gradient_accumulation_steps / len(rollout)
+
+    def _sum(self, unit: Unit) -> Tensor:
+        """What counts, and whether any process does not know, (2,)."""
+        told = [count for count in self._counts if count is not None]
+        untold = float(len(told) < len(self._counts) or not told)
+        both = torch.tensor([sum(told), untold], device=self.trainer.accelerator.device)
+        if self._ranks(unit) > 1:
+            both = self.trainer.accelerator.reduce(both, "sum")
+        return both
+
+    def _ranks(self, unit: Unit) -> int:
+        """How many processes the trainer averages over."""
+        apart = not self.trainer.args.average_tokens_across_devices
+        if unit == "tokens" and apart and any(map(has_labels, self._batches)):
+            return 1
+        return int(self.trainer.accelerator.num_processes)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from emoreg import quirks
-from emoreg.accumulation import Window, weighs
+from emoreg.accumulation import Window, has_labels, weighs
 from emoreg.base import base_outputs, reference_model
 from emoreg.batches import Batch, media_ids, understand
 from emoreg.blocks import unwrap
@@ -20,7 +20,7 @@ from emoreg.host import model_of
 from emoreg.losses import Unit
 from emoreg.meter import Meter
 from emoreg.tap import Call
-from emoreg.terms import EmotionTerms
+from emoreg.terms import EmotionTerms, Terms
 from emoreg.tokens import Counted
 
 log = logging.getLogger(__name__)
@@ -45,11 +45,15 @@ class Reader:
         self._media = media_ids(unwrap(model).config)
         self._virtual = virtual_tokens(model)
         self._inputs: Any = None
+        self._unit: Unit = "sequences"
+        self._labelled = False
         self._first = self._quiet = True
 
     def begin(self, inputs: Any, training: bool) -> None:
         """A loss of these inputs is about to be computed; None if they are not known yet."""
         self._inputs = inputs
+        # A loss may take keys out of its inputs, so what they tell is settled now.
+        self._unit, self._labelled = weighs(self.trainer, inputs), has_labels(inputs)
         self.forwards.expect(understand(inputs, self._branches), training)
 
     def finish(self, items: Any = None, scaled: bool = True) -> Tensor | None:
@@ -71,18 +75,20 @@ class Reader:
             if call is None:
                 self._warn()
                 return None
-            batch = self._fitting(call, forwards.batch or _from_call(call))
-            loss, number, unit = self._terms(call, batch, inputs)
+            batch = self._fitting(call, forwards.batch or self._as_called(call))
+            terms = self._terms(call, batch)
             if not (forwards.training and self.config.active):
                 return None
-            return loss * self.window.part(inputs, number, unit, items, scaled)
+            exact = items is not None or not self._labelled
+            share = self.window.part(inputs, terms.number, self._unit, exact, scaled)
+            return terms.loss * share
         finally:
             forwards.forget()
             self._inputs = None
 
     def acted(self, inputs: Any) -> Counted | None:
-        """What the terms act on in a batch, if it tells."""
-        batch = understand(inputs, self._branches)
+        """What the terms act on in a batch, if it tells and they are added to the loss at all."""
+        batch = understand(inputs, self._branches) if self.config.active else None
         if batch is None:
             return None
         counted, sides = batch.count(self.config.emoreg_scope, self._media), self._sides()
@@ -120,21 +126,20 @@ class Reader:
             )
         return batch
 
-    def _terms(self, call: Call, batch: Batch, inputs: Any) -> tuple[Tensor, Tensor, Unit]:
-        """Take the readings; the weighted terms as a sum, and what it is a sum over."""
+    def _terms(self, call: Call, batch: Batch) -> Terms:
+        """Take the readings, for the log and for the loss."""
         training = self.forwards.training
         counted = batch.count(self.config.emoreg_scope, self._media)
         if training:
             self._check(call, batch, counted)
         base = self._base(call, batch, counted)
-        unit = weighs(self.trainer, inputs or ())
         with torch.set_grad_enabled(training and self.config.active):
             wide = counted.padded_left(next(iter(call.acts.values())).shape[1])
-            terms = self.terms(call.acts, wide, base, self._scale(), unit)
+            terms = self.terms(call.acts, wide, base, self._scale(), self._unit)
         meter = self.meters["train" if training else "eval"]
         for name, (total, number) in terms.sums.items():
             meter.add(name, total, number)
-        return terms.loss, terms.number, unit
+        return terms
 
     def _check(self, call: Call, batch: Batch, counted: Counted) -> None:
         """What can be told at the first micro-batch of training.
@@ -192,6 +197,14 @@ class Reader:
         steps = self.config.emoreg_warmup * self.trainer.state.max_steps
         return min(1.0, (self.trainer.state.global_step + 1) / steps) if steps > 1 else 1.0
 
+    def _as_called(self, call: Call) -> Batch | None:
+        """The batch as the model itself was told it, by labels, which its loss weighs alike."""
+        ids, labels = call.ids, call.given.get("labels")
+        if ids is None or not isinstance(labels, Tensor) or labels.shape != ids.shape:
+            return None
+        self._unit = "tokens"
+        return Batch(ids, labels, call.given.get("attention_mask"), call.given.get("position_ids"))
+
     def _warn(self) -> None:
         if self._quiet:
             log.warning(
@@ -208,11 +221,3 @@ def virtual_tokens(model: Any) -> int:
     if not getattr(config, "is_prompt_learning", False) or "PREFIX" in str(config.peft_type):
         return 0
     return int(config.num_virtual_tokens)
-
-
-def _from_call(call: Call) -> Batch | None:
-    """The batch as the model itself was told it, by labels."""
-    ids, labels = call.ids, call.given.get("labels")
-    if ids is None or not isinstance(labels, Tensor) or labels.shape != ids.shape:
-        return None
-    return Batch(ids, labels, call.given.get("attention_mask"), call.given.get("position_ids"))

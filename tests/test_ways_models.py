@@ -1,0 +1,179 @@
+"""Models that are more than a plain decoder: experts, images, tied weights, a head that scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from datasets import Dataset
+from models import SIZES, TEMPLATE, tokenizer
+from peft import LoraConfig
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    CLIPImageProcessor,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    LlavaProcessor,
+)
+from ways import Row, apart, blocks_of, by_hand, cells, llama, make, places, step, stir, unpadded
+
+PICTURE = "<image>"
+CONTENT = (
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    f"{{% if part.type == 'image' %}}{PICTURE}{{% else %}}{{{{ part.text }}}}{{% endif %}}"
+    "{% endfor %}{% endif %}"
+)
+
+
+# --- experts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize(("row", "column"), cells(["mixture of experts with auxiliary loss"]))
+def test_experts_and_their_router_get_the_terms_beside_the_auxiliary_loss(
+    row: str, column: str, family: str, tmp_path: Path
+) -> None:
+    # GRPO asks for it forward by forward; a model that always gives it cannot generate.
+    always = {"output_router_logits": True} if column != "GRPO" else {}
+    trainer = make(column, tmp_path, llama(family, router_aux_loss_coef=0.1, **always))
+    found = step(trainer)
+    assert found.log("aux_loss")[0] > 0  # control: there is one
+    assert apart(found.grads, by_hand(found)) < 1e-5
+    for part in ("experts", "mlp.gate."):
+        early = [g for n, g in found.grads.items() if part in n and "layers.2" not in n]
+        assert early
+        assert all(g.abs().sum() > 0 for g in early)
+
+
+# --- images ---------------------------------------------------------------------------------
+
+
+def processor() -> Any:
+    """Text and images of 28 by 28 pixels, four patches each, to what LLaVA takes."""
+    template = TEMPLATE.replace("{{ m.content }}", CONTENT)
+    tok = tokenizer(template=template)
+    tok.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>", PICTURE]})
+    sides = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    made = LlavaProcessor(
+        image_processor=CLIPImageProcessor(**sides), tokenizer=tok, patch_size=14,
+        vision_feature_select_strategy="default", image_token=PICTURE, num_additional_image_tokens=1,
+    )  # fmt: skip
+    made.chat_template = template
+    return made
+
+
+def llava(picture: int) -> Any:
+    """A vision-language model whose vision tower has as many layers as its decoder."""
+    torch.manual_seed(0)
+    ids = {"vocab_size": picture + 1, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    text = {**SIZES, "model_type": "llama", "initializer_range": 0.2, **ids}
+    vision = {
+        "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": SIZES["num_hidden_layers"], "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14, "initializer_range": 0.2,
+    }  # fmt: skip
+    config = AutoConfig.for_model(
+        "llava", text_config=text, vision_config=vision, image_token_id=picture,
+        vision_feature_select_strategy="default", vision_feature_layer=-1, pad_token_id=0,
+    )  # fmt: skip
+    return AutoModelForImageTextToText.from_config(config).eval()
+
+
+def pictured(column: str) -> Dataset:
+    """Conversations that begin with a picture each."""
+    draw = np.random.default_rng(0)
+    columns: dict[str, Any] = {"prompt": zoo.chats(zoo.PROMPTS)}
+    columns["images"] = [
+        [Image.fromarray(draw.integers(0, 255, (28, 28, 3), dtype=np.uint8))] for _ in range(8)
+    ]
+    sides = {"SFT": {"completion": zoo.GOOD}, "DPO": {"chosen": zoo.GOOD, "rejected": zoo.BAD}}
+    for name, texts in sides.get(column, {}).items():
+        columns[name] = [[{"role": "assistant", "content": text}] for text in texts]
+    return Dataset.from_dict(columns)
+
+
+def with_pictures(batches: Any, scope: str) -> list[Row]:
+    """The sequences, each with its picture."""
+    rows = unpadded(batches)
+    pixels = [image for batch in batches for image in batch["pixel_values"]]
+    opened = tokenizer()("<|assistant|>\n")["input_ids"]
+    for row, image in zip(rows, pixels, strict=True):
+        row.extra = {"pixel_values": image[None]}
+        if scope == "prompt":
+            (end,) = (i for i in range(len(row.ids)) if row.ids[i : i + 2].tolist() == opened)
+            row.at = list(range(1, end + 2))
+    return rows
+
+
+@pytest.mark.parametrize("scope", ["completion", "prompt"])
+@pytest.mark.parametrize(("row", "column"), cells(["vision-language model"]))
+def test_text_is_read_behind_a_picture_that_itself_never_counts(
+    row: str, column: str, scope: str, tmp_path: Path
+) -> None:
+    made = processor()
+    picture = made.tokenizer.convert_tokens_to_ids(PICTURE)
+    lora = LoraConfig(r=2, target_modules=r".*language_model.*(q_proj|v_proj|up_proj)")
+    long = {} if column == "GRPO" else {"max_length": None}
+    trainer = make(column, tmp_path, llava(picture), lora, pictured(column), tok=made, **long)
+    stir(trainer.model)
+    found = step(trainer, scope=["prompt"] if scope == "prompt" else ["completion", "colon"])
+    rows = with_pictures(found.batches, scope)
+    if scope == "prompt":
+        assert apart(found.grads, by_hand(found, rows)) > 1e-2  # control: pictures would count
+    for own in rows:
+        assert (own.ids == picture).sum() == 4
+        own.at = [i for i in own.at if own.ids[i] != picture]
+    assert apart(found.grads, by_hand(found, rows)) < 1e-5
+    for own in rows:
+        own.extra = {"pixel_values": torch.zeros_like(own.extra["pixel_values"])}
+    assert apart(found.grads, by_hand(found, rows)) > 1e-3  # control: the pictures are seen
+    assert all("language_model" in name for name in found.grads)
+
+
+# --- tied weights, and a head that scores ---------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(("row", "column"), cells(["tied embeddings"]))
+def test_tied_embeddings_get_the_terms_once(
+    row: str, column: str, lora: bool, tmp_path: Path
+) -> None:
+    model = llama(tie_word_embeddings=True)
+    peft = LoraConfig(r=2, target_modules=["q_proj", "up_proj"]) if lora else None
+    trainer = make(column, tmp_path, model, peft)
+    stir(trainer.model)
+    assert model.lm_head.weight is model.model.embed_tokens.weight  # control: they are one
+    found = step(trainer)
+    assert apart(found.grads, by_hand(found)) < 1e-5
+    assert lora or found.grads["model.embed_tokens.weight"].abs().sum() > 0
+
+
+def test_a_model_that_scores_is_read_behind_what_its_answers_share(tmp_path: Path) -> None:
+    """Batches of a reward model tell no completions: those begin where two answers part."""
+    ids = {"vocab_size": len(tokenizer()), "pad_token_id": 0, "eos_token_id": 1}
+    shape = {**SIZES, **ids, "bos_token_id": None, "initializer_range": 0.2, "num_labels": 1}
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(LlamaConfig(**shape)).eval()
+    lora = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="SEQ_CLS")
+    trainer = make("Reward", tmp_path, model, lora, max_length=None)
+    stir(trainer.model)
+    found = step(trainer, anchor="base")
+    rows = []
+    for asked, good, bad in zip(zoo.PROMPTS, zoo.GOOD, zoo.BAD, strict=True):
+        both = [tokenizer()(asked + text + "<|end|>")["input_ids"] for text in (good, bad)]
+        alike = [a == b for a, b in zip(*both, strict=False)]
+        shared = alike.index(False)
+        rows += [
+            Row(torch.tensor(own), places([i >= shared for i in range(len(own))])) for own in both
+        ]
+    assert len(blocks_of(trainer.model)) == 3
+    assert apart(found.grads, by_hand(found, rows, "base")) < 1e-5
+    for row in rows:  # control: it is the answers
+        row.at = list(range(1, len(row.ids)))
+    assert apart(found.grads, by_hand(found, rows, "base")) > 1e-2
