@@ -3,8 +3,10 @@
 A host weighs tokens alike (SFT and the distillation trainers; GRPO with most of its losses) or
 sequences (preference trainers, RLOO, reward models, GRPO's other losses). The added term follows:
 it is the mean over the counted tokens, or over sequences of the mean over each one's, of the whole
-accumulation window on all processes. How a window is cut into micro-batches changes nothing. Where
-a trainer does not know its window beforehand, it is the mean of the micro-batches' means.
+accumulation window on all processes. How a window is cut into micro-batches changes nothing. A
+rollout that feeds several windows gives each the divisor of the average one, as GRPO's own loss
+does. Where a trainer does not know its window beforehand, the term is the mean of the
+micro-batches' means.
 """
 
 from __future__ import annotations
@@ -61,17 +63,18 @@ class Window:
     def __init__(self, trainer: Trainer, count: Count) -> None:
         self.trainer, self.count = trainer, count
         self._batches: list[Any] = []
-        self._counts: list[float | None] = []  # of each batch, None if it does not tell
+        self._counts: list[int | None] = []  # of each batch, None if it does not tell
         self._met = 0  # how many of them were computed
         self._total: Tensor | None = None  # of all, on all processes, once asked for
+        self._untold = False  # whether any process does not know
 
     def begin(self, batches: list[Any]) -> None:
         """A window begins with these batches, which need not tell what counts."""
         found = [(self.count(batch), weighs(self.trainer, batch)) for batch in batches]
-        self._counts = [None if c is None else float(c.number(unit)) for c, unit in found]
+        self._counts = [None if c is None else c.number(unit) for c, unit in found]
         self._batches, self._met, self._total = batches, 0, None
 
-    def part(self, inputs: Any, own: Tensor, unit: Unit, exact: bool, scaled: bool) -> Tensor:
+    def part(self, inputs: Any, own: int, unit: Unit, exact: bool, scaled: bool) -> Tensor | float:
         """What turns a micro-batch's sum into what its loss needs for the window's mean.
 
         Args:
@@ -83,29 +86,31 @@ class Window:
             scaled: Whether the trainer will not divide by the accumulation steps any more.
         """
         steps = self.trainer.current_gradient_accumulation_steps
-        total = self._of_window(inputs, own, unit) if exact else None
+        known = exact and not quirks.writes_anew(self.trainer)
+        total = self._of_window(inputs, own, unit) if known else None
         if total is None:
-            return 1.0 / (own.clamp(min=1) * (steps if scaled else 1))
+            return 1.0 / (max(own, 1) * (steps if scaled else 1))
         return self._ranks(unit) * (1 if scaled else steps) / total.clamp(min=1)
 
-    def _of_window(self, inputs: Any, own: Tensor, unit: Unit) -> Tensor | None:
+    def _of_window(self, inputs: Any, own: int, unit: Unit) -> Tensor | None:
         """What counts in the window that a micro-batch is part of, on all processes."""
         rollout = quirks.buffered(self.trainer, inputs)
         if rollout and rollout is not self._batches:
             self.begin(rollout)
         if self._total is None:
-            self._total = self._sum(unit)
+            self._total, untold = self._sum(unit)
+            self._untold = bool(untold)
         if rollout:
             place = next(i for i, batch in enumerate(rollout) if batch is inputs)
         else:
             place, self._met = self._met, self._met + 1
         foreseen = self._counts[place] if place < len(self._counts) else None
-        if self._total[1] or foreseen != float(own):
+        if self._untold or foreseen != own:
             return None  # not told, or another batch than was told: its trainer wrote it anew
         if not rollout:
-            return self._total[0]
+            return self._total
         # A rollout may feed several windows, or part of one.
-        return self._total[0] * self.trainer.current_gradient_accumulation_steps / len(rollout)
+        return self._total * self.trainer.current_gradient_accumulation_steps / len(rollout)
 
     def _sum(self, unit: Unit) -> Tensor:
         """What counts, and whether any process does not know, (2,)."""

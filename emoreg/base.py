@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from emoreg import quirks
+from emoreg.blocks import find_backbone
 from emoreg.errors import ConfigError
 from emoreg.host import model_of
 from emoreg.tap import Call, Tap, evaluating, forward_backbone, run_truncated, sharded
@@ -55,12 +56,15 @@ def has_adapters(model: nn.Module) -> bool:
 def reference_model(trainer: Trainer) -> nn.Module | None:
     """The model that the host takes for the base, if that is not its own with adapters off.
 
-    A reference beside adapters may be any model, and one that follows the policy is no base.
+    A reference beside adapters may be any model, one of another shape is another model, and one
+    that follows the policy is no base.
     """
-    found = getattr(trainer, "ref_model", None)
-    if has_adapters(model_of(trainer)) or quirks.moves_its_reference(trainer):
+    found, model = getattr(trainer, "ref_model", None), model_of(trainer)
+    if not isinstance(found, nn.Module) or has_adapters(model):
         return None
-    return found if isinstance(found, nn.Module) else None
+    own, other = find_backbone(model), find_backbone(found)
+    alike = (own.width, len(own.blocks)) == (other.width, len(other.blocks))
+    return found if alike and not quirks.moves_its_reference(trainer) else None
 
 
 def check_base(trainer: Trainer) -> None:
@@ -95,9 +99,15 @@ def base_outputs(trainer: Trainer, call: Call, blocks: Sequence[int]) -> dict[in
 
 
 def _again(tap: Tap, call: Call) -> Any:
-    """The same forward again, without logits where they are not needed."""
-    if not sharded(tap.model):
+    """The same forward again, without logits where they are not needed.
+
+    What a wrapper embedded, adapters may have a part in: then all of the model runs again.
+    """
+    embedded = call.kwargs.get("inputs_embeds") is not None
+    if not sharded(tap.model) and not embedded:
         return tap.backbone.module(*call.args, **{**call.kwargs, "use_cache": False})
     given = call.given if "input_ids" in call.given else call.kwargs
     inputs = {k: v for k, v in given.items() if k not in LOSS_ONLY}
+    if embedded:
+        return tap.model(**inputs, use_cache=False)
     return forward_backbone(tap.model, {**inputs, "input_ids": call.ids})

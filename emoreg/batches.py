@@ -55,6 +55,15 @@ class Batch:
         counted = count_tokens(self.labels, scope, mask, self.position_ids, self.tool)
         return replace(counted, sides=self.sides)
 
+    def is_of(self, ids: Tensor | None) -> bool:
+        """Whether a forward's tokens are these; what stands in the place of padding is anyone's."""
+        if ids is None or ids.shape != self.ids.shape:
+            return False
+        same = ids == self.ids.to(ids.device)
+        if self.attention_mask is not None:
+            same |= self.attention_mask.to(ids.device) == 0
+        return bool(same.all())
+
     def last(self, width: int) -> Batch:
         """The last tokens of each row, as a trainer leaves them that cuts prompts on the left."""
         names = ("ids", "labels", "attention_mask", "position_ids", "tool")

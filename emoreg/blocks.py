@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
-from emoreg.errors import BlocksNotFoundError
+from emoreg.errors import BlocksNotFoundError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,19 @@ def check_blocks(blocks: Sequence[int], backbone: Backbone) -> tuple[int, ...]:
             "Blocks count from 0 and are not negative."
         )
     return tuple(sorted(set(blocks)))
+
+
+def check_reach(model: nn.Module, deepest: int) -> None:
+    """Check that a gradient from block `deepest` reaches a trainable parameter.
+
+    Raises:
+        ConfigError: It reaches none.
+    """
+    if not trainable_below(find_backbone(model), deepest, model):
+        raise ConfigError(
+            f"No trainable parameter lies at or below block {deepest}, the deepest that is read, "
+            "so no gradient of the penalty can reach one. Train earlier blocks or read later ones."
+        )
 
 
 def trainable_below(backbone: Backbone, deepest: int, model: nn.Module) -> bool:

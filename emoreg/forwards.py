@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -11,17 +10,17 @@ from torch import Tensor, nn
 
 from emoreg.batches import Batch
 from emoreg.errors import CaptureError
-from emoreg.tap import Call, Tap, policy_forward
+from emoreg.tap import Call, Tap
 from emoreg.tokens import Counted
 
 Read = Callable[[dict[int, Tensor], Tensor], Tensor]  # outputs, at (tokens,) -> readings
 
 
 class Forwards:
-    """Watches a trainer's forwards for as long as it is open.
+    """Watches a trainer's forwards for as long as it is open and armed.
 
-    In training the policy's forward is the one with gradients in training mode; in evaluation the
-    first one of the batch's tokens with the adapters on. The base's is one without gradients of the
+    In training the policy's forward is the one with gradients; in evaluation the first one of the
+    batch's tokens with the adapters on. The base's is one without gradients of the
     same tokens: of the model with its adapters off, or of a fixed reference model where there are
     no adapters. It may run beside the policy's, as in DPO, or while the rollout is made, as in
     GRPO; then its readings are kept by row until the next rollout.
@@ -31,18 +30,24 @@ class Forwards:
         reference: The model the host takes for the base, if that is another one.
         blocks: Decoder blocks, counted from 0.
         read: Readings of block outputs at the given flat positions, (blocks, positions, rows).
+        media: Ids in the place of images; rollouts with them are not told apart by their tokens.
     """
 
     def __init__(
-        self, model: nn.Module, reference: nn.Module | None, blocks: Sequence[int], read: Read
+        self,
+        model: nn.Module,
+        reference: nn.Module | None,
+        blocks: Sequence[int],
+        read: Read,
+        media: Sequence[int] = (),
     ) -> None:
-        self.model, self.read = model, read
+        self.read, self._media = read, list(media)
         self.policy = Tap(model, blocks, when=self._is_policy)
         self.host = Tap(reference or model, blocks, when=self._is_base, done=self._keep)
+        self.arm(False)
         self._adapters = next((m for m in model.modules() if isinstance(m, BaseTunerLayer)), None)
         self._apart = reference is not None
-        self._rows: dict[bytes, Tensor] = {}  # ids of a row -> (blocks, its tokens, rows)
-        self._rows_used = False
+        self._rollouts = {True: Rollout(), False: Rollout()}  # of training, of evaluation
         self._beside: dict[int, Tensor] = {}
         self.batch: Batch | None = None
         self.training = False
@@ -57,7 +62,7 @@ class Forwards:
         self.policy.close()
         self.host.close()
         self.forget()
-        self._rows = {}
+        self._rollouts = {True: Rollout(), False: Rollout()}
 
     def expect(self, batch: Batch | None, training: bool) -> None:
         """Watch for the forward of a batch; None if its tokens are not known beforehand."""
@@ -85,13 +90,13 @@ class Forwards:
         if not self.training:
             return calls[0] if calls else None
         if len(calls) > 1:  # a trainer of one's own may run other texts with gradients too
-            calls = [call for call in calls if self.batch and same(call.ids, self.batch.ids)]
+            calls = [call for call in calls if self.batch and self.batch.is_of(call.ids)]
         if len(calls) != 1:
             raise CaptureError(
                 f"{len(seen)} forwards with gradients went through the decoder blocks in one loss "
                 f"of {trainer}, {len(calls)} of them of the batch's tokens; wanted exactly one. "
-                "Was the model replaced, or compiled and run before emoreg was attached, or does "
-                "the trainer run the policy several times?"
+                "Was the model replaced after emoreg was attached, or does the trainer run the "
+                "policy several times, or on other tokens than its batch holds?"
             )
         return calls[0]
 
@@ -102,26 +107,16 @@ class Forwards:
             batch: The policy's tokens.
             counted: Which of them count, virtual tokens not included.
         """
-        at = counted.mask.flatten().nonzero().squeeze(1)
         if self._beside:
-            return self.read(self._beside, at)
-        self._rows_used = True
-        if not self._rows:
-            return None
-        keys = row_keys(batch.ids, batch.attention_mask)
-        if not all(key in self._rows for key in keys):
-            return None
-        real = torch.ones_like(batch.ids) if batch.attention_mask is None else batch.attention_mask
-        place = real.long().cumsum(1) - 1  # of a token in its row without padding
-        kept = [self._rows[key][:, place[i][counted.mask[i]]] for i, key in enumerate(keys)]
-        return torch.cat(kept, 1)
+            return self.read(self._beside, counted.positions)
+        return self._rollouts[self.training].of(batch, counted)
 
     def _is_policy(self, call: Call) -> bool:
         if self.training:
-            return policy_forward(call)
+            return torch.is_grad_enabled()
         if self.policy.calls or self._adapters_off():
             return False
-        return self.batch is not None and same(call.ids, self.batch.ids)
+        return self.batch is not None and self.batch.is_of(call.ids)
 
     def _is_base(self, _call: Call) -> bool:
         return not torch.is_grad_enabled() and (self._apart or self._adapters_off())
@@ -129,36 +124,54 @@ class Forwards:
     def _adapters_off(self) -> bool:
         return self._adapters is not None and bool(self._adapters.disable_adapters)
 
-    def _keep(self, tap: Tap) -> None:
+    def _keep(self, call: Call) -> None:
         """Keep a forward of the base: its outputs beside the policy's, else its readings."""
-        call = tap.calls[-1]
-        tap.clear()
         if self.batch is not None:
-            if same(call.ids, self.batch.ids):
+            if self.batch.is_of(call.ids):
                 self._beside = call.acts
             return
-        ids = call.ids
+        ids, width = call.ids, next(iter(call.acts.values())).shape[1]
         mask = call.given.get("attention_mask", call.kwargs.get("attention_mask"))
-        width = next(iter(call.acts.values())).shape[1]
-        known = isinstance(mask, Tensor) and ids is not None and mask.shape == ids.shape
-        if ids is None or not known or ids.shape[1] != width:
-            return  # a step of a generation, or tokens that cannot be told apart
-        if self._rows_used:
-            self._rows, self._rows_used = {}, False
-        for i, key in enumerate(row_keys(ids, mask)):
-            at = mask[i].nonzero().squeeze(1) + i * width
-            self._rows[key] = self.read(call.acts, at)
+        if ids is None or not isinstance(mask, Tensor) or mask.shape != ids.shape:
+            return
+        if ids.shape[1] != width or torch.isin(ids, torch.tensor(self._media).to(ids)).any():
+            return  # a step of a generation, or tokens that do not tell the whole
+        self._rollouts[self.training].add(ids, mask, lambda at: self.read(call.acts, at))
 
 
-def same(ids: Tensor | None, wanted: Tensor) -> bool:
-    """Whether a forward is of the tokens that are wanted."""
-    return ids is not None and ids.shape == wanted.shape and torch.equal(ids, wanted.to(ids.device))
+class Rollout:
+    """The base's readings of the rollout in use, by the tokens of its rows."""
+
+    def __init__(self) -> None:
+        self._rows: dict[bytes, Tensor] = {}  # (blocks, tokens of the row, rows of the probe)
+        self._used = False
+
+    def add(self, ids: Tensor, mask: Tensor, read: Callable[[Tensor], Tensor]) -> None:
+        """Keep some rows; the first after any was used begins another rollout."""
+        if self._used:
+            self._rows, self._used = {}, False
+        real = mask.bool().cpu()
+        found = read(real.flatten().nonzero().squeeze(1))
+        lengths = real.sum(1).tolist()
+        for key, part in zip(row_keys(ids, real), found.split(lengths, 1), strict=True):
+            self._rows[key] = part
+
+    def of(self, batch: Batch, counted: Counted) -> Tensor | None:
+        """Readings of the counted tokens, (blocks, counted, rows), if all rows are kept."""
+        self._used = True
+        if not self._rows:
+            return None
+        mask = batch.attention_mask
+        real = torch.ones_like(batch.ids).bool().cpu() if mask is None else mask.bool().cpu()
+        keys = row_keys(batch.ids, real)
+        if not all(key in self._rows for key in keys):
+            return None
+        place, counts = real.long().cumsum(1) - 1, counted.mask.cpu()
+        kept = [self._rows[key] for key in keys]
+        at = [place[i][counts[i]].to(part.device) for i, part in enumerate(kept)]
+        return torch.cat([part[:, where] for part, where in zip(kept, at, strict=True)], 1)
 
 
-def row_keys(ids: Tensor, attention_mask: Tensor | None) -> list[bytes]:
+def row_keys(ids: Tensor, real: Tensor) -> list[bytes]:
     """The tokens of each row without its padding, as a key."""
-    rows: Any = ids.cpu().numpy()
-    if attention_mask is None:
-        return [row.tobytes() for row in rows]
-    real = attention_mask.bool().cpu().numpy()
-    return [row[here].tobytes() for row, here in zip(rows, real, strict=True)]
+    return [row[here].numpy().tobytes() for row, here in zip(ids.cpu(), real, strict=True)]

@@ -1,8 +1,9 @@
-"""What emoreg borrows from a `Trainer`: methods, for the time of a run, and its rules of scale."""
+"""What emoreg borrows from a `Trainer`: methods, for the time of a run."""
 
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from functools import partial, update_wrapper
 from typing import Any
@@ -101,7 +102,7 @@ class _Detour:
         self.before = vars(owner).get(name, _ABSENT)
         self.method: Callable[..., Any] = getattr(owner, name)
         self.arounds: list[Around] = []
-        update_wrapper(self, self.method)
+        update_wrapper(self, self.method, updated=())  # a wrapper around one of us has our fields
         setattr(owner, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,6 +119,28 @@ class _Detour:
             delattr(self.owner, self.name)
         else:
             setattr(self.owner, self.name, self.before)
+
+
+def leave(owner: weakref.ref[Any], name: str, around: Around) -> None:
+    """End one loan of an object that may be gone, for a borrower that is."""
+    found = vars(owner()).get(name) if owner() is not None else None
+    if isinstance(found, _Detour) and around in found.arounds:
+        found.leave(around)
+
+
+def detaching(guest: weakref.ref[Any]) -> Around:
+    """Goes around `trainer.train`: after it, whatever happened, a guest has left."""
+
+    def train(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        finally:
+            own = guest()
+            if own is not None:
+                own.detach()
+                own.guard.give_back()
+
+    return train
 
 
 _ABSENT = object()

@@ -60,7 +60,8 @@ def pooled_sum(
 
     Args:
         values: One value per counted token, (counted,).
-        sequence: Which sequence each token belongs to, int64, (counted,).
+        sequence: Which sequence each token belongs to, int64, (counted,), in order, and each below
+            the number of tokens.
         pool: ``mean`` or ``top``.
         by: What the sum is divided by afterwards, the number of ``tokens`` or ``sequences``.
 
@@ -69,7 +70,8 @@ def pooled_sum(
     """
     if pool == "mean" and by == "tokens":
         return values.sum()
-    size = torch.bincount(sequence)
+    # As long as there could be sequences at most: their number would have to be waited for.
+    size = torch.zeros_like(sequence).index_add(0, sequence, torch.ones_like(sequence))
     weight = size if by == "tokens" else (size > 0).to(size)
     if pool == "mean":
         return (values / size[sequence]).sum()

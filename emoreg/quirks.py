@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 from transformers import Trainer
@@ -19,22 +18,19 @@ def branches(trainer: Trainer) -> tuple[str, ...]:
     """The sides that a batch of preferences is made of, in order; () for other data.
 
     A batch of TRL's preference trainers is all chosen rows, then all rejected; only the data set's
-    columns tell it from others. TPO adds gold references if its collator is told to.
+    columns tell it from others, or the collator's name if a stream does not know its columns. TPO
+    adds gold references if its collator is told to.
     """
-    columns = _columns(trainer.train_dataset)
-    if not all(any(c.startswith(side) for c in columns) for side in ("chosen", "rejected")):
+    columns = getattr(trainer.train_dataset, "column_names", None)
+    if columns is None:
+        paired = "Preference" in type(trainer.data_collator).__name__
+    else:
+        paired = all(any(c.startswith(s) for c in columns) for s in ("chosen", "rejected"))
+    if not paired:
         return ()
     if getattr(trainer.data_collator, "include_reference", False):
         return ("chosen", "rejected", "reference")
     return ("chosen", "rejected")
-
-
-def _columns(dataset: Any) -> list[str]:
-    names = getattr(dataset, "column_names", None)
-    if names is None and dataset is not None:  # an iterable set may not know before its first row
-        first = next(iter(dataset), None)
-        names = list(first) if isinstance(first, Mapping) else []
-    return list(names or [])
 
 
 def weighs_sequences(trainer: Trainer) -> bool:
@@ -65,6 +61,12 @@ def buffered(trainer: Trainer, inputs: Any) -> list[Any]:
     if inputs is None or not isinstance(found, list):
         return []
     return found if any(batch is inputs for batch in found) else []
+
+
+def writes_anew(trainer: Trainer) -> bool:
+    """Whether a trainer may write a batch's answers anew just before its loss, as GKD does."""
+    writes = getattr(trainer, "lmbda", 0) or getattr(trainer, "seq_kd", False)
+    return bool(writes) and not hasattr(trainer, "_buffered_inputs")
 
 
 def moves_its_reference(trainer: Trainer) -> bool:

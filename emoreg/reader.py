@@ -15,12 +15,12 @@ from emoreg.base import base_outputs, reference_model
 from emoreg.batches import Batch, media_ids, understand
 from emoreg.blocks import unwrap
 from emoreg.errors import CaptureError, ConfigError
-from emoreg.forwards import Forwards, same
+from emoreg.forwards import Forwards
 from emoreg.host import model_of
 from emoreg.losses import Unit
 from emoreg.meter import Meter
 from emoreg.tap import Call
-from emoreg.terms import EmotionTerms, Terms
+from emoreg.terms import Acts, EmotionTerms
 from emoreg.tokens import Counted
 
 log = logging.getLogger(__name__)
@@ -37,12 +37,15 @@ class Reader:
     def __init__(self, trainer: Trainer, terms: EmotionTerms) -> None:
         self.trainer, self.terms, self.config = trainer, terms, terms.config
         model = model_of(trainer)
-        self.forwards = Forwards(model, reference_model(trainer), terms.probe.blocks, terms.read)
+        self._branches, self._media = quirks.branches(trainer), media_ids(unwrap(model).config)
+        self.forwards = Forwards(
+            model, reference_model(trainer), terms.probe.blocks, terms.read, self._media
+        )
         self.window = Window(trainer, self.acted)
         self.meters = {"train": Meter(), "eval": Meter()}
-        self._counts: list[Tensor] = []  # tokens of each micro-batch of the first window
-        self._branches = quirks.branches(trainer)
-        self._media = media_ids(unwrap(model).config)
+        self.acts_on = 0  # tokens that the terms acted on in training so far
+        self._read: list[int] = []  # how many were read in each micro-batch of the first window
+        self._counted: Counted | None = None
         self._virtual = virtual_tokens(model)
         self._inputs: Any = None
         self._unit: Unit = "sequences"
@@ -54,7 +57,10 @@ class Reader:
         self._inputs = inputs
         # A loss may take keys out of its inputs, so what they tell is settled now.
         self._unit, self._labelled = weighs(self.trainer, inputs), has_labels(inputs)
-        self.forwards.expect(understand(inputs, self._branches), training)
+        batch = understand(inputs, self._branches)
+        # Before the forward, so that a device is not waited for after it.
+        self._counted = None if batch is None else self._count(batch)
+        self.forwards.expect(batch, training)
 
     def finish(self, items: Any = None, scaled: bool = True) -> Tensor | None:
         """Read the forward seen since `begin`; what is to be added to the loss, if anything.
@@ -76,26 +82,40 @@ class Reader:
                 self._warn()
                 return None
             batch = self._fitting(call, forwards.batch or self._as_called(call))
-            terms = self._terms(call, batch)
+            counted = self._counted or self._count(batch)
+            if batch.ids.shape != counted.mask.shape:
+                counted = self._count(batch)  # cut by the trainer
+            loss = self._terms(call, batch, counted)
             if not (forwards.training and self.config.active):
                 return None
             exact = items is not None or not self._labelled
-            share = self.window.part(inputs, terms.number, self._unit, exact, scaled)
-            return terms.loss * share
+            own = counted.number(self._unit)
+            return loss * self.window.part(inputs, own, self._unit, exact, scaled)
         finally:
             forwards.forget()
-            self._inputs = None
+            self._inputs = self._counted = None
 
     def acted(self, inputs: Any) -> Counted | None:
         """What the terms act on in a batch, if it tells and they are added to the loss at all."""
         batch = understand(inputs, self._branches) if self.config.active else None
-        if batch is None:
-            return None
-        counted, sides = batch.count(self.config.emoreg_scope, self._media), self._sides()
-        return counted.of(sides) if set(sides) <= set(counted.sides) else None
+        return None if batch is None else self._count(batch)
 
-    def _sides(self) -> list[str]:
-        return self.config.emoreg_sides or []
+    def _count(self, batch: Batch) -> Counted:
+        """What is read of a batch and what the terms act on.
+
+        Raises:
+            ConfigError: The batch does not tell a scope or a side that was asked for.
+        """
+        if "tool" in self.config.emoreg_scope and batch.tool is None:
+            raise ConfigError(
+                f"emoreg_scope asks for tool, and the batches of {type(self.trainer).__name__} do "
+                "not tell tool output from the rest of the prompt. Use prompt, or a trainer with "
+                "tools."
+            )
+        counted = batch.count(self.config.emoreg_scope, self._media)
+        counted = counted.of(self.config.emoreg_sides or ())
+        counted.number(self._unit)
+        return counted
 
     def _fitting(self, call: Call, batch: Batch | None) -> Batch:
         """The batch, of as many tokens as the blocks saw.
@@ -113,10 +133,10 @@ class Reader:
             )
         rows, width, *_ = next(iter(call.acts.values())).shape
         seen = (rows, width - self._virtual)
-        if seen[1] < batch.ids.shape[1] and same(call.ids, batch.ids[:, -seen[1] :]):
+        if seen[1] < batch.ids.shape[1] and batch.last(seen[1]).is_of(call.ids):
             batch = batch.last(seen[1])
         first = self._first and training  # later ones are trusted, to spare a look at the device
-        wrong = call.ids is not None and first and not same(call.ids, batch.ids)
+        wrong = call.ids is not None and first and not batch.is_of(call.ids)
         if wrong or seen != tuple(batch.ids.shape):
             raise CaptureError(
                 f"The inputs of {name} are of {tuple(batch.ids.shape)} tokens and the block "
@@ -126,12 +146,11 @@ class Reader:
             )
         return batch
 
-    def _terms(self, call: Call, batch: Batch) -> Terms:
+    def _terms(self, call: Call, batch: Batch, counted: Counted) -> Tensor:
         """Take the readings, for the log and for the loss."""
         training = self.forwards.training
-        counted = batch.count(self.config.emoreg_scope, self._media)
         if training:
-            self._check(call, batch, counted)
+            self._check(call, counted)
         base = self._base(call, batch, counted)
         with torch.set_grad_enabled(training and self.config.active):
             wide = counted.padded_left(next(iter(call.acts.values())).shape[1])
@@ -139,33 +158,21 @@ class Reader:
         meter = self.meters["train" if training else "eval"]
         for name, (total, number) in terms.sums.items():
             meter.add(name, total, number)
-        return terms
+        return terms.loss
 
-    def _check(self, call: Call, batch: Batch, counted: Counted) -> None:
-        """What can be told at the first micro-batch of training.
+    def _check(self, call: Call, counted: Counted) -> None:
+        """Check a forward of training.
 
         Raises:
             CaptureError: The outputs carry no gradient.
-            ConfigError: The batch does not tell a scope or a side that was asked for.
         """
+        self.acts_on += counted.number("tokens")
         if self._first:
-            self._counts.append(counted.mask.sum())
+            self._read.append(len(counted.positions))
         if self.config.active and not all(h.requires_grad for h in call.acts.values()):
             raise CaptureError(
                 "The captured block outputs carry no gradient, so the penalty could not act. With "
                 "re-entrant gradient checkpointing call model.enable_input_require_grads()."
-            )
-        name = type(self.trainer).__name__
-        missing = set(self._sides()) - set(counted.sides)
-        if missing:
-            raise ConfigError(
-                f"emoreg_sides asks for {', '.join(sorted(missing))}; the batches of {name} tell "
-                f"{', '.join(counted.sides) or 'no sides'}."
-            )
-        if "tool" in self.config.emoreg_scope and batch.tool is None:
-            raise ConfigError(
-                f"emoreg_scope asks for tool, and the batches of {name} do not tell tool output "
-                "from the rest of the prompt. Use prompt, or a trainer with tools."
             )
 
     def window_ends(self) -> None:
@@ -175,22 +182,30 @@ class Reader:
             CaptureError: Nothing did.
         """
         self.forwards.arm(False)
-        if not self._first or not self._counts:
+        if not self._first or not self._read:
             return
-        if not sum(self._counts):
-            raise CaptureError(
-                "No token of the first batches counts for the scope "
-                f"{self.config.emoreg_scope}: the data has no completion (every label is -100) or "
-                "no prompt, or max_length cuts it off."
-            )
         self._first = False
+        nothing = (
+            f"No token of the first batches counts for the scope {self.config.emoreg_scope}"
+            f" and the sides {self.config.emoreg_sides or 'of all'}"
+        )
+        if not sum(self._read) and self.config.emoreg_scope != ["tool"]:
+            raise CaptureError(
+                f"{nothing}: the data has no completion (every label is -100) or no prompt, or "
+                "max_length cuts it off, or the answers of a pair are the same."
+            )
+        if not self.acts_on:
+            log.warning("%s; the loss has no term until some do.", nothing)
 
-    def _base(self, call: Call, batch: Batch, counted: Counted) -> Any:
+    def _base(self, call: Call, batch: Batch, counted: Counted) -> Tensor | Acts | None:
         """The base's readings, if the host has them; else its outputs, if they are needed."""
         found = self.forwards.base(batch, counted)
         if found is not None or not self.config.needs_base:
             return found
-        return base_outputs(self.trainer, call, self.terms.probe.blocks)
+        self.forwards.arm(False)  # this one is ours
+        outputs = base_outputs(self.trainer, call, self.terms.probe.blocks)
+        self.forwards.arm(True)
+        return outputs
 
     def _scale(self) -> float:
         """Warm-up factor of the weights, from 0 to 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from typing import Any
@@ -13,13 +14,16 @@ from transformers import Trainer, TrainerCallback
 from emoreg import quirks
 from emoreg.accumulation import loss_is_scaled
 from emoreg.base import check_base
-from emoreg.blocks import find_backbone, trainable_below
+from emoreg.blocks import check_reach
 from emoreg.config import EmoRegConfig
 from emoreg.errors import CaptureError, ConfigError, TrainerError
-from emoreg.host import Around, Loan, check_trainer, log_kind, model_of
+from emoreg.host import Around, Loan, check_trainer, detaching, leave, log_kind, model_of
+from emoreg.meter import Meter
 from emoreg.reader import Reader
 from emoreg.terms import EmotionTerms
 from emoreg.vectors import EmotionVectors
+
+log = logging.getLogger(__name__)
 
 
 class EmotionRegularizer(TrainerCallback):
@@ -68,25 +72,39 @@ class EmotionRegularizer(TrainerCallback):
             model_of(trainer), trainer.processing_class, name=self.config.emoreg_check_name
         )
         self._check_alone()
-        self._check_reach(model_of(trainer))
-        self._loan, self._guard = Loan(), Loan()
-        self._guard.go_around(trainer, "train", _detaching(weakref.ref(self)))
-        weakref.finalize(self, self._guard.give_back)
+        if self.config.needs_base:
+            check_base(trainer)
+        if self.config.active:
+            check_reach(model_of(trainer), self.terms.probe.blocks[-1])
+        self._loan, self.guard = Loan(), Loan()
+        guard = detaching(weakref.ref(self))
+        self.guard.go_around(trainer, "train", guard)
+        weakref.finalize(self, leave, weakref.ref(trainer), "train", guard)
         self._reader: Reader | None = None
         self._read = False  # whether the micro-batch under way was
         self._lost = False  # whether a failure took the hooks away
+        self._stepping = False  # whether a step of training is under way
+        self._evaluating = False
+        self._entered: list[bool] = []  # for each `with`, whether it found this attached
         self._step_began = 0.0
 
     def attach(self) -> None:
-        """Borrow the trainer's methods and put the hooks in place; training does it by itself."""
-        self.detach()
+        """Borrow the trainer's methods and put the hooks in place; training does it by itself.
+
+        Raises:
+            TrainerError: It is attached already.
+            ConfigError: The trainer has another regularizer of this name.
+        """
+        if self._reader is not None:
+            raise TrainerError("This regularizer is attached already; detach() it first.")
         self._check_alone()
-        self._reader, self._read = Reader(self.trainer, self.terms), False
+        self._reader, self._read, self._lost = Reader(self.trainer, self.terms), False, False
         self._reader.forwards.open()
         if self.trainer.args.torch_compile:
             torch.compiler.reset()  # what was compiled before knows nothing of these hooks
         around: dict[str, Around] = {
             "compute_loss": self._computing,
+            "evaluation_loop": self._looping,
             "prediction_step": self._predicting,
             "get_batch_samples": self._sampling,
             "log": self._logging,
@@ -110,11 +128,14 @@ class EmotionRegularizer(TrainerCallback):
         return self._reader
 
     def __enter__(self) -> EmotionRegularizer:
-        self.attach()
+        self._entered.append(self._reader is not None)
+        if not self._entered[-1]:
+            self.attach()
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self.detach()
+        if not self._entered.pop():
+            self.detach()
 
     def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
         """Borrow the trainer's methods."""
@@ -123,10 +144,14 @@ class EmotionRegularizer(TrainerCallback):
                 "This regularizer was made for another trainer, or added twice; make one for each "
                 "trainer and add it once."
             )
+        self.detach()
+        self._stepping = self._evaluating = False
         self.attach()
 
     def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
         """Give everything back."""
+        if self.config.active and self._reader is not None and not self._reader.acts_on:
+            log.warning("The loss never had a term: nothing counted for the scope and sides.")
         self.detach()
 
     def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
@@ -135,6 +160,7 @@ class EmotionRegularizer(TrainerCallback):
             self.attach()
         if self._reader is not None:  # else detached by hand
             self._reader.begin(None, training=True)
+        self._stepping = True
         self._step_began = time.perf_counter()
 
     def on_substep_end(self, *_args: Any, **_kwargs: Any) -> None:
@@ -156,6 +182,7 @@ class EmotionRegularizer(TrainerCallback):
     def on_pre_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
         """Check that the last micro-batch had its term, before the weights move."""
         self.on_substep_end()
+        self._stepping = False
         if self._reader is not None:
             self._reader.window_ends()
 
@@ -175,17 +202,6 @@ class EmotionRegularizer(TrainerCallback):
                 "replace it call trainer.remove_callback(EmotionRegularizer) first."
             )
 
-    def _check_reach(self, model: nn.Module) -> None:
-        if self.config.needs_base:
-            check_base(self.trainer)
-        deepest = self.terms.probe.blocks[-1]
-        if self.config.active and not trainable_below(find_backbone(model), deepest, model):
-            raise ConfigError(
-                f"No trainable parameter lies at or below block {deepest}, the deepest that is "
-                "read, so no gradient of the penalty can reach one. Train earlier blocks or read "
-                "later ones."
-            )
-
     def _safely(self, around: Around) -> Around:
         """The same; if it fails there is no loss to add to, and maybe no guard to clean up.
 
@@ -198,7 +214,7 @@ class EmotionRegularizer(TrainerCallback):
                 return around(*args, **kwargs)
             except BaseException:
                 self._read = True
-                if not self._guard.taken:
+                if not self.guard.taken:
                     self.detach()
                     self._lost = True
                 raise
@@ -212,37 +228,39 @@ class EmotionRegularizer(TrainerCallback):
         return batches, items
 
     def _computing(
-        self,
-        compute_loss: Around,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-        **kwargs: Any,
+        self, compute_loss: Around, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """`trainer.compute_loss` with the terms added in training, and readings taken always."""
-        reader, training = self._open(), model.training and torch.is_grad_enabled()
-        kwargs |= {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
+        reader, items = self._open(), kwargs.get("num_items_in_batch", (*args, None, None)[1])
+        training = torch.is_grad_enabled() and not self._evaluating
+        training = training and (model.training or self._stepping)
         reader.begin(inputs, training)
-        result = compute_loss(model, inputs, **kwargs)
-        scaled = loss_is_scaled(self.trainer, num_items_in_batch)
-        added = reader.finish(num_items_in_batch, scaled)
-        self._read = training
+        result = compute_loss(model, inputs, *args, **kwargs)
+        added = reader.finish(items, loss_is_scaled(self.trainer, items))
+        self._read = self._read or training
         if added is None:
             return result
-        loss = result[0] if return_outputs else result
-        loss = loss + added.to(loss)
-        return (loss, *result[1:]) if return_outputs else loss
+        if isinstance(result, tuple):
+            return (result[0] + added.to(result[0]), *result[1:])
+        return result + added.to(result)
+
+    def _looping(self, evaluation_loop: Around, *args: Any, **kwargs: Any) -> Any:
+        """`trainer.evaluation_loop`, whose readings are its own."""
+        self._open().meters["eval"] = Meter()
+        return evaluation_loop(*args, **kwargs)
 
     def _predicting(
         self, prediction_step: Around, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """`trainer.prediction_step`, read where it does not go through `compute_loss`."""
-        reader = self._open()
-        reader.begin(inputs, training=False)
-        result = prediction_step(model, inputs, *args, **kwargs)
-        reader.finish()
-        reader.forwards.arm(False)
+        reader, self._evaluating = self._open(), True
+        try:
+            reader.begin(inputs, training=False)
+            result = prediction_step(model, inputs, *args, **kwargs)
+            reader.finish()
+        finally:
+            reader.forwards.arm(False)
+            self._evaluating = False
         return result
 
     def _handing(self, method: Around, *args: Any, **kwargs: Any) -> Any:
@@ -268,18 +286,3 @@ class EmotionRegularizer(TrainerCallback):
             own = "" if self.name is None else f"{self.name}/"
             logs.update({f"{prefix}emoreg/{own}{key}": value for key, value in means.items()})
         log(logs, *args, **kwargs)
-
-
-def _detaching(regularizer: weakref.ref[EmotionRegularizer]) -> Around:
-    """Goes around `trainer.train`: nothing is left behind after it, whatever happened."""
-
-    def train(method: Around, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return method(*args, **kwargs)
-        finally:
-            own = regularizer()
-            if own is not None:
-                own.detach()
-                own._guard.give_back()
-
-    return train

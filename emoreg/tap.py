@@ -61,7 +61,7 @@ class Tap:
         blocks: Decoder blocks, counted from 0.
         edit: If given, the output of each watched block is replaced by ``edit(block, output)``.
         when: Asked at each forward of the backbone: whether this one is seen.
-        done: Called with the tap after each forward that was seen.
+        done: Handed each forward that was seen when it ends, after which it is forgotten.
 
     Forwards in other threads than the one that opened the tap are never seen.
 
@@ -79,7 +79,7 @@ class Tap:
         blocks: Sequence[int],
         edit: Edit | None = None,
         when: Callable[[Call], bool] = every_forward,
-        done: Callable[[Tap], None] | None = None,
+        done: Callable[[Call], None] | None = None,
     ) -> None:
         self.model, self.backbone = model, find_backbone(model)
         self.blocks = check_blocks(blocks, self.backbone)
@@ -169,8 +169,10 @@ class Tap:
             return
         self._given = {}
         seen, self._window = self._window, False
-        if seen and output is not None and self.done is not None:  # None: the forward raised
-            self.done(self)
+        if seen and self.done is not None:
+            if output is not None:  # else the forward raised, or was truncated
+                self.done(self.calls[-1])
+            self.clear()
 
     def _at_block(self, block: int, _module: nn.Module, _args: object, output: Any) -> Any:
         if not self._window or self._elsewhere():

@@ -73,8 +73,7 @@ class EmotionTerms:
         device = next(iter(acts.values())).device
         if self.probe.mu.device != device:
             self.probe = self.probe.to(device)
-        at = at.to(device)
-        return self.probe.read({b: acts[b].flatten(0, 1)[at] for b in self.probe.blocks})
+        return self.probe.read({b: h.to(device) for b, h in picked(acts, at)})
 
     def __call__(
         self,
@@ -88,7 +87,7 @@ class EmotionTerms:
 
         Args:
             acts: Block -> output of the policy, (batch, tokens, width).
-            counted: Which tokens count, (batch, tokens).
+            counted: Which tokens count, (batch, tokens), and which of them the terms act on.
             base: The same of the base, or its readings (blocks, counted, rows); for the anchor, the
                 keep term and the excess.
             scale: Factor on every weight, as from a warm-up.
@@ -97,23 +96,22 @@ class EmotionTerms:
         Returns:
             Sums over what counts; the loss over the sides that the terms act on.
         """
-        at = counted.mask.flatten().nonzero().squeeze(1)
+        if counted.rows is None:
+            counted = counted.of(self.config.emoreg_sides or ())
+        at = counted.positions
         reading = self.read(acts, at)  # (blocks, counted, rows)
-        at = at.to(reading.device)
+        device = reading.device
         before = base if base is None or isinstance(base, Tensor) else self.read(base, at)
-        tokens = torch.tensor(len(at), device=reading.device)
+        tokens, number = (torch.tensor(n, device=device) for n in (len(at), counted.number(by)))
         sums = {k: (v, tokens) for k, v in self._vitals(reading.detach(), before).items()}
-        sums |= dict(self._by_side(reading.detach(), counted, at))
-        norms = [h.detach().flatten(0, 1)[at].float().norm(dim=-1).sum() for h in acts.values()]
+        sums |= dict(self._by_side(reading.detach(), counted))
+        norms = [h.detach().float().norm(dim=-1).sum().to(device) for _, h in picked(acts, at)]
         sums["norm"] = (torch.stack(norms).mean(), tokens)
-        acted = counted.of(self.config.emoreg_sides or ())
-        number = acted.number(by).to(reading.device)
-        if acted is not counted:
-            kept = acted.mask.to(at.device).flatten()[at]
-            reading, at = reading[:, kept], at[kept]
+        if counted.acting is not None:
+            kept = counted.acting.to(device)
+            reading = reading[:, kept]
             before = None if before is None else before[:, kept]
-        sequence = counted.sequence.to(at.device).flatten()[at]
-        loss, terms = self._weighted(reading, before, sequence, scale, by)
+        loss, terms = self._weighted(reading, before, counted.sequences.to(device), scale, by)
         terms["loss"] = loss.detach()
         return Terms(loss, number, sums | {k: (v, number) for k, v in terms.items()})
 
@@ -150,15 +148,15 @@ class EmotionTerms:
         return 0.0
 
     def _by_side(
-        self, reading: Tensor, counted: Counted, at: Tensor
+        self, reading: Tensor, counted: Counted
     ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
         """Readings of what is penalised or rewarded, by the side of the sequence."""
-        watched = (*self.config.penalize, *self.config.reward)
+        row = counted.positions // counted.mask.shape[1]
         for side, rows in counted.sides.items():
-            here = rows.to(at.device)[at // counted.mask.shape[1]]
-            for emotion in watched:
-                total = reading[:, here][..., self.probe.of(emotion)].mean((0, -1)).sum()
-                yield f"reading_{side}/{emotion}", (total, here.sum())
+            here = rows[row].to(reading)
+            for emotion in (*self.config.penalize, *self.config.reward):
+                value = reading[..., self.probe.of(emotion)].mean((0, -1))
+                yield f"reading_{side}/{emotion}", ((value * here).sum(), here.sum())
 
     def _vitals(self, reading: Tensor, before: Tensor | None) -> dict[str, Tensor]:
         """Readings of every emotion, and how much of what is watched lies beyond the margin."""
@@ -178,3 +176,8 @@ class EmotionTerms:
             beyond = (reading[..., rows] - self._anchor(before, rows)).mean((0, -1))
             sums[f"over_margin/{emotion}"] = (beyond > self.config.emoreg_margin).float().sum()
         return sums
+
+
+def picked(acts: Acts, at: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Block and outputs at flat positions, (positions, width), each where its block lies."""
+    return ((block, h.flatten(0, 1)[at.to(h.device)]) for block, h in acts.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,24 +18,62 @@ SIDES = ("chosen", "rejected", "reference", "desired", "undesired", "rewarded", 
 
 @dataclass(frozen=True)
 class Counted:
-    """The tokens that count, and which sequence each belongs to."""
+    """The tokens that are read, which of them the terms act on, and their sequences.
+
+    What is derived is computed once and kept, so that a device is waited for when it is asked for
+    first: before a forward, if its batch is known.
+    """
 
     mask: Tensor  # bool, (batch, tokens)
     sequence: Tensor  # int64, (batch, tokens), the same number within one sequence, from 0
     sides: Mapping[str, Tensor] = field(default_factory=dict)  # side -> its rows, bool, (batch,)
+    rows: Tensor | None = None  # bool, (batch,): the terms act on these; None on all
 
     def of(self, sides: Collection[str]) -> Counted:
-        """The same, but of the sequences of some sides only; of all if none is named."""
+        """The same, with terms that act on some sides only; on all if none is named.
+
+        Raises:
+            ConfigError: A side that is not told here.
+        """
+        missing = set(sides) - set(self.sides)
+        if missing:
+            raise ConfigError(
+                f"emoreg_sides asks for {', '.join(sorted(missing))}; the batch tells "
+                f"{', '.join(self.sides) or 'no sides'}."
+            )
         if not sides:
             return self
-        rows = torch.stack([self.sides[side] for side in sides]).any(0)
-        return replace(self, mask=self.mask & rows[:, None])
+        return replace(self, rows=torch.stack([self.sides[side] for side in sides]).any(0))
 
-    def number(self, by: str) -> Tensor:
-        """How many tokens or sequences count, scalar."""
-        if by == "tokens":
-            return self.mask.sum()
-        return (self.sequence[self.mask].bincount() > 0).sum()
+    @cached_property
+    def positions(self) -> Tensor:
+        """Flat positions of the tokens that are read, (read,)."""
+        return self.mask.flatten().nonzero().squeeze(1)
+
+    @cached_property
+    def acting(self) -> Tensor | None:
+        """Which of those the terms act on, int64, (acting,); None for all."""
+        if self.rows is None:
+            return None
+        return self.rows[self.positions // self.mask.shape[1]].nonzero().squeeze(1)
+
+    @cached_property
+    def sequences(self) -> Tensor:
+        """The sequence of each token that the terms act on, from 0 without gaps, (acting,)."""
+        at = self.positions if self.acting is None else self.positions[self.acting]
+        sequence = self.sequence.flatten()[at]
+        begins = torch.ones_like(sequence)
+        begins[1:] = (sequence[1:] != sequence[:-1]).to(begins)
+        return begins.cumsum(0) - 1
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        tokens = len(self.sequences)
+        return {"tokens": tokens, "sequences": int(self.sequences[-1]) + 1 if tokens else 0}
+
+    def number(self, by: str) -> int:
+        """How many ``tokens`` or ``sequences`` the terms act on."""
+        return self._numbers[by]
 
     def padded_left(self, width: int) -> Counted:
         """The same in a batch of `width` tokens: virtual tokens come first and never count."""
@@ -80,7 +119,7 @@ def count_tokens(
 
     Args:
         labels: -100 where the token is no target, (batch, tokens).
-        scope: Some of ``completion``, ``colon``, ``prompt``.
+        scope: Some of ``completion``, ``colon``, ``prompt``, ``tool``.
         attention_mask: 0 at padding, (batch, tokens); None if nothing is padded.
         position_ids: (batch, tokens), which restart at 0 where packed sequences begin; needed
             to tell packed sequences apart.

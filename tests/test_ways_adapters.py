@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import zoo
-from datasets import Dataset
 from peft import (
     IA3Config,
-    LoraConfig,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
     get_peft_model,
 )
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from trainers import Do
 from ways import (
     COLUMNS,
     apart,
-    blocks_of,
     by_hand,
-    cell,
     cells,
+    columns_of,
     control,
     llama,
+    lora,
     make,
     step,
     stir,
+    trained,
     unpadded,
 )
 
 from emoreg.errors import ConfigError
 
-LINEAR = ["q_proj", "v_proj", "up_proj"]
 VIRTUAL = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}
 PROMPTED = ("prompt tuning", "p-tuning", "prefix tuning")
 WITH_BASE = (
@@ -51,12 +42,8 @@ WITH_BASE = (
 )  # fmt: skip
 
 
-def lora(**changes: Any) -> LoraConfig:
-    return LoraConfig(**{"r": 2, "target_modules": LINEAR, **changes})
-
-
 def two_adapters() -> Any:
-    """One adapter that is trained, and a spare one that is not and changes the model if it is on."""
+    """One adapter that is trained, and a spare one, which would change the model if it were on."""
     model = get_peft_model(llama(), lora())
     model.add_adapter("spare", lora(r=3, target_modules=["k_proj"], init_lora_weights=False))
     return model
@@ -85,7 +72,7 @@ def plain_scale(model: nn.Module) -> None:
     """Scale the adapters by alpha / r, not by alpha / sqrt(r)."""
     for module in model.modules():
         if isinstance(getattr(module, "scaling", None), dict):
-            module.scaling = {name: 8 / 2 for name in module.scaling}
+            module.scaling = dict.fromkeys(module.scaling, 8 / 2)
 
 
 @dataclass(frozen=True)
@@ -118,18 +105,16 @@ WAYS = {
 }  # fmt: skip
 
 
-def trained(row: str, column: str, tmp_path: Path, **args: Any) -> Any:
-    """The trainer of one way, with what it trains moved away from where it starts."""
-    trainer = make(column, tmp_path, WAYS[row].model(), deepcopy(WAYS[row].peft), **args)
-    stir(trainer.model)
-    return trainer
+def trained_as(row: str, column: str, tmp_path: Path, **args: Any) -> Any:
+    """The trainer of one way."""
+    return trained(column, tmp_path, WAYS[row].model(), WAYS[row].peft, **args)
 
 
 @pytest.mark.parametrize(("row", "column"), cells(WAYS))
 def test_the_gradient_is_that_of_unpadded_rows_read_by_hand(
     row: str, column: str, tmp_path: Path
 ) -> None:
-    way, found = WAYS[row], step(trained(row, column, tmp_path))
+    way, found = WAYS[row], step(trained_as(row, column, tmp_path))
     rows = unpadded(found.batches, left=column == "GRPO" and row in PROMPTED)
     assert apart(found.grads, by_hand(found, rows)) < 1e-5
     own = {n: g for n, g in found.grads.items() if way.own in n and "layers.2" not in n}
@@ -142,58 +127,52 @@ def test_the_gradient_is_that_of_unpadded_rows_read_by_hand(
 @pytest.mark.parametrize(("row", "column"), cells(WITH_BASE))
 def test_the_base_is_the_model_with_all_of_it_off(row: str, column: str, tmp_path: Path) -> None:
     for own in [{"beta": 0.0}, {"beta": 0.1}] if column == "GRPO" else [{}]:
-        found = step(trained(row, column, tmp_path, **own), anchor="base")
+        found = step(trained_as(row, column, tmp_path, **own), anchor="base")
         assert apart(found.grads, by_hand(found, anchor="base")) < 1e-5
         assert apart(found.grads, by_hand(found)) > 1e-2  # control: there is a base
         assert max(map(abs, found.log("emoreg/excess/desperate"))) > 1e-3
 
 
+ALL, NO_BASE = "full fine-tuning, anchor base", "no adapters to switch off, and no reference model"
 REFERRED = {"DPO": {}, "GRPO": {"beta": 0.1}}
 
 
-@pytest.mark.parametrize(("row", "column"), cells(["full fine-tuning, anchor base"], REFERRED))
-def test_without_adapters_the_base_is_the_reference_model(
-    row: str, column: str, tmp_path: Path
-) -> None:
-    trainer = trained(row.split(",")[0], column, tmp_path, **REFERRED[column])
+@pytest.mark.parametrize("column", columns_of(ALL, list(REFERRED)))
+def test_without_adapters_the_base_is_the_reference_model(column: str, tmp_path: Path) -> None:
+    trainer = trained_as("full fine-tuning", column, tmp_path, **REFERRED[column])
     assert trainer.ref_model is not None
     found = step(trainer, anchor="base")
     assert apart(found.grads, by_hand(found, anchor="base")) < 1e-5
     assert apart(found.grads, by_hand(found)) > 1e-2  # control: there is a base
 
 
-NO_BASE = "no adapters to switch off, and no reference model"
-
-
-@pytest.mark.parametrize(
-    ("row", "column"), [cell("full fine-tuning, anchor base", "SFT", refused=NO_BASE)]
-)
+@pytest.mark.parametrize("column", columns_of(ALL, ["SFT"], refused=NO_BASE))
 def test_without_adapters_or_a_reference_model_the_base_is_refused(
-    row: str, column: str, tmp_path: Path
+    column: str, tmp_path: Path
 ) -> None:
     for name, args in ((column, {}), ("GRPO", {"beta": 0.0})):
-        trainer = trained(row.split(",")[0], name, tmp_path, **args)
+        trainer = trained_as("full fine-tuning", name, tmp_path, **args)
         with pytest.raises(ConfigError, match="no adapters to switch off"):
             control(trainer, anchor="base")
         control(trainer)  # control: all else is well
 
 
 @pytest.mark.parametrize(
-    ("row", "column"),
-    cells(["prompt learning, anchor base"], refused="a learned prompt is no change of weights"),
+    "column",
+    columns_of("prompt learning, anchor base", refused="a learned prompt is no change of weights"),
 )
-def test_a_learned_prompt_has_no_base(row: str, column: str, tmp_path: Path) -> None:
+def test_a_learned_prompt_has_no_base(column: str, tmp_path: Path) -> None:
     for way in PROMPTED:
-        trainer = trained(way, column, tmp_path)
+        trainer = trained_as(way, column, tmp_path)
         with pytest.raises(ConfigError, match=r"another PEFT adapter that changes\s+weights"):
             control(trainer, anchor="base")
         control(trainer)  # control: all else is well
 
 
 @pytest.mark.parametrize(
-    ("row", "column"), cells(["adapters above the blocks read"], refused="no gradient reaches them")
+    "column", columns_of("adapters above the blocks read", refused="no gradient reaches them")
 )
-def test_adapters_above_the_blocks_read_are_refused(row: str, column: str, tmp_path: Path) -> None:
+def test_adapters_above_the_blocks_read_are_refused(column: str, tmp_path: Path) -> None:
     trainer = make(column, tmp_path, peft=lora(layers_to_transform=[2]))
     with pytest.raises(ConfigError, match="No trainable parameter lies at or below block 1"):
         control(trainer)
@@ -202,10 +181,10 @@ def test_adapters_above_the_blocks_read_are_refused(row: str, column: str, tmp_p
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    ("row", "column"), cells(["head or final norm only"], refused="no gradient reaches them")
+    "column", columns_of("head or final norm only", refused="no gradient reaches them")
 )
 def test_a_head_or_a_final_norm_alone_is_refused(
-    row: str, column: str, checkpointing: bool, tmp_path: Path
+    column: str, checkpointing: bool, tmp_path: Path
 ) -> None:
     saved = lora(layers_to_transform=[2], modules_to_save=["model.norm", "lm_head"])
     ways = {"head": (trained_only("lm_head"), None), "norm": (trained_only("model.norm"), None)}
@@ -233,74 +212,3 @@ def test_two_adapters_that_are_both_on_are_both_reached(tmp_path: Path) -> None:
     assert apart(found.grads, by_hand(found, anchor="base")) < 1e-5
     for name in ("default", "spare"):
         assert any(torch.count_nonzero(g) for n, g in found.grads.items() if f".{name}." in n)
-
-
-# --- what is left behind --------------------------------------------------------------------
-
-
-def hooks(model: nn.Module) -> dict[tuple[str, str], list[str]]:
-    """Every hook of every module, by the name of its function."""
-    return {
-        (name, kind): [getattr(f, "__qualname__", repr(type(f))) for f in value.values()]
-        for name, module in model.named_modules()
-        for kind, value in vars(module).items()
-        if kind.endswith("_hooks") and isinstance(value, dict)
-    }
-
-
-def possessions(trainer: Any) -> dict[str, Any]:
-    """What a guest could leave changed, by name."""
-    modules = dict(trainer.model.named_modules())
-    return {
-        "trained": {n: p.requires_grad for n, p in trainer.model.named_parameters()},
-        "modes": {n: m.training for n, m in modules.items()},
-        "active adapter": getattr(trainer.model, "active_adapter", None),
-        "adapters": {
-            n: (m.disable_adapters, m.active_adapters)
-            for n, m in modules.items()
-            if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)
-        },
-        "hooks": hooks(trainer.model),
-        "attributes": {n: sorted(vars(m)) for n, m in modules.items()},
-        "trainer": sorted(vars(trainer)),
-    }
-
-
-def randomness() -> list[Any]:
-    """Where the generators of torch, NumPy and Python are."""
-    return [torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()]
-
-
-@pytest.mark.parametrize(
-    "checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kept", "again"]
-)
-@pytest.mark.parametrize(
-    ("row", "column"), [*cells(WAYS, ["SFT"]), *cells(WAYS, ["DPO", "GRPO"], slow=True)]
-)
-def test_a_run_leaves_everything_as_it_is_without_emoreg(
-    row: str, column: str, checkpointing: bool, tmp_path: Path
-) -> None:
-    if row == "prefix tuning":
-        checkpointing = False  # PEFT refuses both together
-    rows = Dataset.from_dict(dict(zoo.TRAINERS[column].columns))
-    args = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
-    left, during = [], []
-    for guest in (False, True):
-        trainer = trained(
-            row, column, tmp_path, gradient_checkpointing=checkpointing, **args,
-            more={"eval_dataset": rows},
-        )  # fmt: skip
-        for block in blocks_of(trainer.model):
-            block.self_attn.attention_dropout = 0.1
-        drawn = randomness()
-        seen = Do("on_step_begin", lambda t=trainer, **_: during.append(hooks(t.model)))
-        trainer.add_callback(seen)
-        if guest:
-            control(trainer, anchor="base" if row in WITH_BASE else "neutral")
-        trainer.train()
-        left.append({**possessions(trainer), "randomness": randomness()})
-        assert randomness() != drawn  # control: something was drawn
-    plain, guested = left
-    for name, wanted in plain.items():
-        assert guested[name] == wanted, name
-    assert during[0] == plain["hooks"] != during[-1]  # control: the guest was there

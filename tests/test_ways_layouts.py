@@ -13,14 +13,12 @@ import torch
 import zoo
 from datasets import Dataset
 from models import TEMPLATE, tokenizer
-from peft import LoraConfig
 from torch import Tensor
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-from ways import Row, Step, apart, by_hand, cells, llama, make, places, step, stir
+from ways import Row, Step, apart, by_hand, cells, columns_of, llama, places, step, trained
 
 Spoken = tuple[str, bool]  # a piece of a text, and whether it is learned
-LORA = {"r": 2, "target_modules": ["q_proj", "v_proj", "up_proj"]}
 MARKED = TEMPLATE.replace(
     "{{ m.content }}<|end|>",
     "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>{% endgeneration %}"
@@ -96,12 +94,6 @@ def sampled(prompt: str, ids: Tensor) -> Row:
     return Row(torch.cat([asked.ids, ids]), places(learned))
 
 
-def trained(column: str, tmp_path: Path, model: Any = None, **args: Any) -> Any:
-    trainer = make(column, tmp_path, model, LoraConfig(**LORA), **args)
-    stir(trainer.model)
-    return trainer
-
-
 def left_padded(collate: Any) -> Any:
     """The same collator, with the padding of every row moved to its left."""
 
@@ -168,7 +160,7 @@ def test_sequences_that_share_a_row_stay_apart(
 def test_wrapped_rows_are_read_as_the_model_sees_them(
     row: str, column: str, tmp_path: Path
 ) -> None:
-    """A wrapped row may begin in the middle of a text and hold several; they attend to each other."""
+    """A wrapped row may begin inside a text and hold several, which attend to each other."""
     found = step(trained(column, tmp_path, **LAYOUTS[row]))
     both = chain(*zip(zoo.PROMPTS, ENDED[0], strict=True))
     pieces = [tokenizer()(text)["input_ids"] for text in both]
@@ -185,8 +177,8 @@ def test_wrapped_rows_are_read_as_the_model_sees_them(
 # --- what is learned ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("row", "column"), cells(["completion-only loss"], ["SFT"]))
-def test_the_completion_is_what_the_host_learns(row: str, column: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", columns_of("completion-only loss", ["SFT"]))
+def test_the_completion_is_what_the_host_learns(column: str, tmp_path: Path) -> None:
     whole = [
         row_of([(prompt + answer, True)])
         for prompt, answer in zip(zoo.PROMPTS, ENDED[0], strict=True)
@@ -210,9 +202,9 @@ def turns() -> list[list[Spoken]]:
     return found
 
 
-@pytest.mark.parametrize(("row", "column"), cells(["assistant-only loss"], ["SFT"]))
+@pytest.mark.parametrize("column", columns_of("assistant-only loss", ["SFT"]))
 def test_every_turn_of_the_assistant_counts_with_the_token_before_it(
-    row: str, column: str, tmp_path: Path
+    column: str, tmp_path: Path
 ) -> None:
     asked, told = zoo.PROMPTS, zoo.GOOD
     chats = zoo.chats(
@@ -236,10 +228,8 @@ def conversational(column: str) -> dict[str, Any]:
     return columns
 
 
-@pytest.mark.parametrize(("row", "column"), cells(["conversational data"]))
-def test_conversations_are_read_through_the_chat_template(
-    row: str, column: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("column", columns_of("conversational data"))
+def test_conversations_are_read_through_the_chat_template(column: str, tmp_path: Path) -> None:
     rows = Dataset.from_dict(conversational(column))
     found = step(trained(column, tmp_path, rows=rows))
     assert apart(found.grads, by_hand(found, answered(found, ASK))) < 1e-5
@@ -250,8 +240,8 @@ def test_conversations_are_read_through_the_chat_template(
 # --- tools ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("row", "column"), cells(["tools"], ["SFT", "DPO"]))
-def test_tools_of_a_row_are_part_of_its_prompt(row: str, column: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", columns_of("tools", ["SFT", "DPO"]))
+def test_tools_of_a_row_are_part_of_its_prompt(column: str, tmp_path: Path) -> None:
     columns = {**conversational(column), "tools": [json.dumps(TOOLS)] * 8}
     tok = tokenizer(template=WITH_TOOLS)
     found = step(trained(column, tmp_path, rows=Dataset.from_dict(columns), tok=tok))
@@ -288,8 +278,8 @@ def answer(text: str) -> str:
     return ENDED[0][next(i for i, prompt in enumerate(zoo.PROMPTS) if prompt in text)]
 
 
-@pytest.mark.parametrize(("row", "column"), cells(["tools"], ["GRPO"]))
-def test_what_a_tool_puts_out_is_no_completion(row: str, column: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", columns_of("tools", ["GRPO"]))
+def test_what_a_tool_puts_out_is_no_completion(column: str, tmp_path: Path) -> None:
     tok = tokenizer(template=WITH_TOOLS)
     tok.response_template = ANSWER_FORM
     trainer = trained(

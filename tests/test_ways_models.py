@@ -11,7 +11,6 @@ import torch
 import zoo
 from datasets import Dataset
 from models import SIZES, TEMPLATE, tokenizer
-from peft import LoraConfig
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -21,7 +20,7 @@ from transformers import (
     LlamaForSequenceClassification,
     LlavaProcessor,
 )
-from ways import Row, apart, blocks_of, by_hand, cells, llama, make, places, step, stir, unpadded
+from ways import Row, apart, by_hand, columns_of, llama, lora, make, places, step, trained, unpadded
 
 PICTURE = "<image>"
 CONTENT = (
@@ -35,9 +34,9 @@ CONTENT = (
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-@pytest.mark.parametrize(("row", "column"), cells(["mixture of experts with auxiliary loss"]))
+@pytest.mark.parametrize("column", columns_of("mixture of experts with auxiliary loss"))
 def test_experts_and_their_router_get_the_terms_beside_the_auxiliary_loss(
-    row: str, column: str, family: str, tmp_path: Path
+    column: str, family: str, tmp_path: Path
 ) -> None:
     # GRPO asks for it forward by forward; a model that always gives it cannot generate.
     always = {"output_router_logits": True} if column != "GRPO" else {}
@@ -62,7 +61,8 @@ def processor() -> Any:
     sides = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
     made = LlavaProcessor(
         image_processor=CLIPImageProcessor(**sides), tokenizer=tok, patch_size=14,
-        vision_feature_select_strategy="default", image_token=PICTURE, num_additional_image_tokens=1,
+        vision_feature_select_strategy="default", image_token=PICTURE,
+        num_additional_image_tokens=1,
     )  # fmt: skip
     made.chat_template = template
     return made
@@ -112,16 +112,16 @@ def with_pictures(batches: Any, scope: str) -> list[Row]:
 
 
 @pytest.mark.parametrize("scope", ["completion", "prompt"])
-@pytest.mark.parametrize(("row", "column"), cells(["vision-language model"]))
+@pytest.mark.parametrize("column", columns_of("vision-language model"))
 def test_text_is_read_behind_a_picture_that_itself_never_counts(
-    row: str, column: str, scope: str, tmp_path: Path
+    column: str, scope: str, tmp_path: Path
 ) -> None:
     made = processor()
     picture = made.tokenizer.convert_tokens_to_ids(PICTURE)
-    lora = LoraConfig(r=2, target_modules=r".*language_model.*(q_proj|v_proj|up_proj)")
-    long = {} if column == "GRPO" else {"max_length": None}
-    trainer = make(column, tmp_path, llava(picture), lora, pictured(column), tok=made, **long)
-    stir(trainer.model)
+    text = lora(target_modules=r".*language_model.*(q_proj|v_proj|up_proj)")
+    data: dict[str, Any] = {"rows": pictured(column), "tok": made}
+    data |= {} if column == "GRPO" else {"max_length": None}
+    trainer = trained(column, tmp_path, llava(picture), text, **data)
     found = step(trainer, scope=["prompt"] if scope == "prompt" else ["completion", "colon"])
     rows = with_pictures(found.batches, scope)
     if scope == "prompt":
@@ -139,19 +139,15 @@ def test_text_is_read_behind_a_picture_that_itself_never_counts(
 # --- tied weights, and a head that scores ---------------------------------------------------
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize(("row", "column"), cells(["tied embeddings"]))
-def test_tied_embeddings_get_the_terms_once(
-    row: str, column: str, lora: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("peft", ["lora", None])
+@pytest.mark.parametrize("column", columns_of("tied embeddings"))
+def test_tied_embeddings_get_the_terms_once(column: str, peft: str | None, tmp_path: Path) -> None:
     model = llama(tie_word_embeddings=True)
-    peft = LoraConfig(r=2, target_modules=["q_proj", "up_proj"]) if lora else None
-    trainer = make(column, tmp_path, model, peft)
-    stir(trainer.model)
+    trainer = trained(column, tmp_path, model, peft)
     assert model.lm_head.weight is model.model.embed_tokens.weight  # control: they are one
     found = step(trainer)
     assert apart(found.grads, by_hand(found)) < 1e-5
-    assert lora or found.grads["model.embed_tokens.weight"].abs().sum() > 0
+    assert peft or found.grads["model.embed_tokens.weight"].abs().sum() > 0
 
 
 def test_a_model_that_scores_is_read_behind_what_its_answers_share(tmp_path: Path) -> None:
@@ -160,9 +156,7 @@ def test_a_model_that_scores_is_read_behind_what_its_answers_share(tmp_path: Pat
     shape = {**SIZES, **ids, "bos_token_id": None, "initializer_range": 0.2, "num_labels": 1}
     torch.manual_seed(0)
     model = LlamaForSequenceClassification(LlamaConfig(**shape)).eval()
-    lora = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="SEQ_CLS")
-    trainer = make("Reward", tmp_path, model, lora, max_length=None)
-    stir(trainer.model)
+    trainer = trained("Reward", tmp_path, model, lora(task_type="SEQ_CLS"), max_length=None)
     found = step(trainer, anchor="base")
     rows = []
     for asked, good, bad in zip(zoo.PROMPTS, zoo.GOOD, zoo.BAD, strict=True):
@@ -172,7 +166,6 @@ def test_a_model_that_scores_is_read_behind_what_its_answers_share(tmp_path: Pat
         rows += [
             Row(torch.tensor(own), places([i >= shared for i in range(len(own))])) for own in both
         ]
-    assert len(blocks_of(trainer.model)) == 3
     assert apart(found.grads, by_hand(found, rows, "base")) < 1e-5
     for row in rows:  # control: it is the answers
         row.at = list(range(1, len(row.ids)))

@@ -12,36 +12,26 @@ import pytest
 import torch
 import zoo
 from datasets import Dataset
-from peft import LoraConfig
 from trainers import Recorder
 from transformers import TrainerCallback
 from ways import (
-    COLUMNS,
     Step,
     apart,
     by_hand,
-    cells,
+    columns_of,
     control,
-    make,
     silence,
     step,
-    stir,
     terms,
+    trained,
     unit_of,
     unpadded,
 )
 
 from emoreg.metrics import described
 
-LORA = {"r": 2, "target_modules": ["q_proj", "v_proj", "up_proj"]}
 ONE_EPOCH = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 2}
 ROLLOUT = {"steps_per_generation": 3, "per_device_train_batch_size": 4, "num_iterations": 1}
-
-
-def trained(column: str, tmp_path: Path, **args: Any) -> Any:
-    trainer = make(column, tmp_path, peft=LoraConfig(**LORA), **args)
-    stir(trainer.model)
-    return trainer
 
 
 def windows(trainer: Any) -> list[Step]:
@@ -59,8 +49,8 @@ def windows(trainer: Any) -> list[Step]:
     ]
 
 
-@pytest.mark.parametrize(("row", "column"), cells(["short last window"], ["SFT", "DPO"]))
-def test_a_shorter_last_window_is_a_mean_of_its_own(row: str, column: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", columns_of("short last window", ["SFT", "DPO"]))
+def test_a_shorter_last_window_is_a_mean_of_its_own(column: str, tmp_path: Path) -> None:
     columns = {name: texts[:6] for name, texts in zoo.TRAINERS[column].columns.items()}
     rows = [
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
@@ -73,9 +63,9 @@ def test_a_shorter_last_window_is_a_mean_of_its_own(row: str, column: str, tmp_p
     assert apart(halved, by_hand(last)) > 0.1  # control: half of it would show
 
 
-@pytest.mark.parametrize(("row", "column"), cells(["short last window"], ["GRPO"]))
+@pytest.mark.parametrize("column", columns_of("short last window", ["GRPO"]))
 def test_a_rollout_that_ends_in_a_shorter_window_weighs_its_tokens_as_the_host_does(
-    row: str, column: str, tmp_path: Path
+    column: str, tmp_path: Path
 ) -> None:
     """A window's share of the rollout is that of its micro-batches, as in TRL's own loss."""
     args = {**ONE_EPOCH, **ROLLOUT}
@@ -100,8 +90,8 @@ import os, sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from trainers import weights
-from test_ways_windows import ACROSS, COLUMNS, trained
-from ways import step
+from test_ways_windows import ACROSS
+from ways import COLUMNS, step, trained
 
 rank = int(os.environ["RANK"])
 for column in COLUMNS:
@@ -135,9 +125,9 @@ def across(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("row", "column"), cells(["average_tokens_across_devices off"], slow=True))
+@pytest.mark.parametrize("column", columns_of("average_tokens_across_devices off", slow=True))
 def test_processes_are_averaged_as_the_host_averages_them(
-    row: str, column: str, across: Path, tmp_path: Path
+    column: str, across: Path, tmp_path: Path
 ) -> None:
     """Only SFT asks for the average of tokens; without it each process has a mean of its own."""
     trainer = trained(column, tmp_path)
@@ -175,12 +165,8 @@ def halves(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: batch[f"{side}_{key}"] for key in keys} for batch in batches for side in sides]
 
 
-@pytest.mark.parametrize(
-    ("row", "column"), [*cells(["logging"]), pytest.param("logging", "CPO", id="logging-CPO")]
-)
-def test_what_is_logged_reaches_the_history_and_every_report(
-    row: str, column: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("column", [*columns_of("logging"), "CPO"])
+def test_what_is_logged_reaches_the_history_and_every_report(column: str, tmp_path: Path) -> None:
     report = Report()
     few = Dataset.from_dict(dict(zoo.TRAINERS[column].columns)).select(range(4))
     more = {"callbacks": [report], "eval_dataset": few}
