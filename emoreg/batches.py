@@ -48,12 +48,9 @@ class Batch:
             scope: Some of ``completion``, ``colon``, ``prompt``, ``tool``.
             never: Ids that never count: the places of images.
         """
-        mask = self.attention_mask
-        if never:
-            seen = torch.ones_like(self.ids) if mask is None else mask
-            mask = seen * ~torch.isin(self.ids, torch.tensor(never, device=self.ids.device))
-        counted = count_tokens(self.labels, scope, mask, self.position_ids, self.tool)
-        return replace(counted, sides=self.sides)
+        found = count_tokens(self.labels, scope, self.attention_mask, self.position_ids, self.tool)
+        own = ~torch.isin(self.ids, torch.tensor(never, device=self.ids.device))
+        return replace(found, mask=found.mask & own, sides=self.sides)
 
     def is_of(self, ids: Tensor | None) -> bool:
         """Whether a forward's tokens are these; what stands in the place of padding is anyone's."""

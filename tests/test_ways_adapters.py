@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,22 @@ def test_the_base_is_the_model_with_all_of_it_off(row: str, column: str, tmp_pat
         assert apart(found.grads, by_hand(found, anchor="base")) < 1e-5
         assert apart(found.grads, by_hand(found)) > 1e-2  # control: there is a base
         assert max(map(abs, found.log("emoreg/excess/desperate"))) > 1e-3
+
+
+@pytest.mark.parametrize("column", columns_of("an adapter from before"))
+def test_an_adapter_of_which_the_host_keeps_a_copy_is_off_in_the_base(
+    column: str, tmp_path: Path
+) -> None:
+    referred = {"beta": 0.1} if column == "GRPO" else {}
+    for row in ("LoRA", "modules_to_save"):
+        model = get_peft_model(llama(), deepcopy(WAYS[row].peft))
+        stir(model)
+        trainer = trained(column, tmp_path, model, None, **referred)
+        assert ("ref" in model.peft_config) == (column != "SFT")  # control: its reference
+        found = step(trainer, anchor="base")
+        assert apart(found.grads, by_hand(found, anchor="base")) < 1e-5
+        assert apart(found.grads, by_hand(found)) > 1e-2  # control: there is a base
+        assert model.active_adapter == "default"
 
 
 ALL, NO_BASE = "full fine-tuning, anchor base", "no adapters to switch off, and no reference model"

@@ -32,9 +32,11 @@ from emoreg.errors import CaptureError
 
 # --- precision ------------------------------------------------------------------------------
 
+TRL = {"bf16": None, "gradient_checkpointing": True}
 PRECISION: dict[str, tuple[torch.dtype, dict[str, Any], float]] = {  # of weights, knobs, tolerance
     "float32": (torch.float32, {}, 1e-5),
     "bf16 autocast": (torch.float32, {"bf16": True}, 5e-2),
+    "TRL's own precision and checkpointing": (torch.float32, TRL, 5e-2),
     "bf16 weights": (torch.bfloat16, {}, 5e-2),
     "fp16 weights": (torch.float16, {}, 1e-2),
 }

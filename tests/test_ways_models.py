@@ -53,9 +53,8 @@ def test_experts_and_their_router_get_the_terms_beside_the_auxiliary_loss(
 # --- images ---------------------------------------------------------------------------------
 
 
-def processor() -> Any:
+def processor(template: str = TEMPLATE.replace("{{ m.content }}", CONTENT)) -> Any:
     """Text and images of 28 by 28 pixels, four patches each, to what LLaVA takes."""
-    template = TEMPLATE.replace("{{ m.content }}", CONTENT)
     tok = tokenizer(template=template)
     tok.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>", PICTURE]})
     sides = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
@@ -98,42 +97,73 @@ def pictured(column: str) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def with_pictures(batches: Any, scope: str) -> list[Row]:
-    """The sequences, each with its picture."""
+def viewer(column: str, tmp_path: Path, made: Any, rows: Any = None) -> tuple[Any, int]:
+    """A trainer whose rows hold pictures, and the token in their places."""
+    picture = made.tokenizer.convert_tokens_to_ids(PICTURE)
+    text = lora(target_modules=r".*language_model.*(q_proj|v_proj|up_proj)")
+    data: dict[str, Any] = {"rows": rows or pictured(column), "tok": made}
+    data |= {} if column == "GRPO" else {"max_length": None}
+    return trained(column, tmp_path, llava(picture), text, **data), picture
+
+
+def with_pictures(batches: Any, prompt: bool) -> list[Row]:
+    """The sequences, each with its picture; its prompt counts, or else its completion."""
     rows = unpadded(batches)
     pixels = [image for batch in batches for image in batch["pixel_values"]]
-    opened = tokenizer()("<|assistant|>\n")["input_ids"]
     for row, image in zip(rows, pixels, strict=True):
         row.extra = {"pixel_values": image[None]}
-        if scope == "prompt":
-            (end,) = (i for i in range(len(row.ids)) if row.ids[i : i + 2].tolist() == opened)
-            row.at = list(range(1, end + 2))
+        if prompt:  # which ends at the colon
+            row.at = list(range(1, row.at[0] + 1))
     return rows
 
 
+@pytest.mark.parametrize("anchor", ["neutral", "base"])
 @pytest.mark.parametrize("scope", ["completion", "prompt"])
 @pytest.mark.parametrize("column", columns_of("vision-language model"))
 def test_text_is_read_behind_a_picture_that_itself_never_counts(
-    column: str, scope: str, tmp_path: Path
+    column: str, scope: str, anchor: str, tmp_path: Path
 ) -> None:
-    made = processor()
-    picture = made.tokenizer.convert_tokens_to_ids(PICTURE)
-    text = lora(target_modules=r".*language_model.*(q_proj|v_proj|up_proj)")
-    data: dict[str, Any] = {"rows": pictured(column), "tok": made}
-    data |= {} if column == "GRPO" else {"max_length": None}
-    trainer = trained(column, tmp_path, llava(picture), text, **data)
-    found = step(trainer, scope=["prompt"] if scope == "prompt" else ["completion", "colon"])
-    rows = with_pictures(found.batches, scope)
-    if scope == "prompt":
-        assert apart(found.grads, by_hand(found, rows)) > 1e-2  # control: pictures would count
-    for own in rows:
-        assert (own.ids == picture).sum() == 4
-        own.at = [i for i in own.at if own.ids[i] != picture]
-    assert apart(found.grads, by_hand(found, rows)) < 1e-5
-    for own in rows:
-        own.extra = {"pixel_values": torch.zeros_like(own.extra["pixel_values"])}
-    assert apart(found.grads, by_hand(found, rows)) > 1e-3  # control: the pictures are seen
+    trainer, picture = viewer(column, tmp_path, processor())
+    asked = {"scope": ["prompt"]} if scope == "prompt" else {}
+    found = step(trainer, anchor=anchor, **asked)
+    rows = with_pictures(found.batches, bool(asked))
+    if asked:
+        assert apart(found.grads, by_hand(found, rows, anchor)) > 1e-2  # control: they would count
+    for row in rows:
+        assert (row.ids == picture).sum() == 4
+        row.at = [i for i in row.at if row.ids[i] != picture]
+    assert apart(found.grads, by_hand(found, rows, anchor)) < 1e-5
+    for row in rows:
+        row.extra = {"pixel_values": torch.zeros_like(row.extra["pixel_values"])}
+    assert apart(found.grads, by_hand(found, rows, anchor)) > 1e-3  # control: they are seen
     assert all("language_model" in name for name in found.grads)
+
+
+def test_a_picture_that_the_host_learns_does_not_count_either(tmp_path: Path) -> None:
+    rows = pictured("SFT")
+    whole = [asked + told for asked, told in zip(rows["prompt"], rows["completion"], strict=True)]
+    rows = rows.remove_columns(["prompt", "completion"]).add_column("messages", whole)
+    trainer, picture = viewer("SFT", tmp_path, processor(), rows)
+    found = step(trainer)
+    assert (found.batches[0]["labels"] == picture).any()  # control: it is learned
+    rows = with_pictures(found.batches, prompt=False)
+    assert apart(found.grads, by_hand(found, rows)) > 1e-2
+    for row in rows:
+        row.at = [i for i in row.at if row.ids[i] != picture]
+    assert apart(found.grads, by_hand(found, rows)) < 1e-5
+
+
+def test_a_picture_at_the_very_start_is_the_first_token_and_no_word_behind_it(
+    tmp_path: Path,
+) -> None:
+    made = processor("{% for m in messages %}" + CONTENT + "<|end|>{% endfor %}")
+    trainer, picture = viewer("SFT", tmp_path, made)
+    found = step(trainer, scope=["prompt"])
+    rows = with_pictures(found.batches, prompt=True)
+    for row in rows:
+        assert row.ids[0] == picture  # control
+        row.at = [i for i in row.at if row.ids[i] != picture]
+    assert apart(found.grads, by_hand(found, rows)) < 1e-5
 
 
 # --- tied weights, and a head that scores ---------------------------------------------------
