@@ -1,20 +1,23 @@
 # Everything from a bare clone: Python 3.10 or newer, git and make are enough.
-# PYTHON=python3.12 picks the interpreter (after `make clean`); ARGS="..." goes to the command that is run.
+# PYTHON=python3.12 picks the interpreter (after `make clean`); ARGS="..." goes to the command that is run;
+# CELLS=... is where `make test-all` keeps the outcomes of the cells of the README's works-with tables.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
+CELLS ?= tests/works_with.json
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MATRIX := $(VENV)/.matrix
 UNFINISHED := $(VENV)/.unfinished
 PYTEST := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all works-with lint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## train the embedded model with and without emoreg; no GPU, account or download
 	HF_HUB_OFFLINE=1 $(BIN)/emoreg demo $(ARGS)
@@ -23,9 +26,13 @@ test: $(READY) ## run the tests, without the slow ones
 	$(PYTEST) $(ARGS)
 	@echo "emoreg: tests passed"
 
-test-all: $(READY) ## run all tests
-	$(PYTEST) -m "" $(ARGS)
+test-all: $(MATRIX) ## run all tests, and write the README's works-with tables from their outcomes
+	$(PYTEST) -m "" --cells=$(CELLS) $(ARGS)
+	$(BIN)/python tests/works_with.py
 	@echo "emoreg: all tests passed"
+
+works-with: $(READY) ## write the works-with tables from recorded outcomes; ARGS=--check only checks
+	$(BIN)/python tests/works_with.py $(ARGS)
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check .
@@ -48,3 +55,9 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
 	@mv $(UNFINISHED) $@
+
+# What the works-with tables need beside it, kernels and launchers; pip skips what is there.
+$(MATRIX): $(READY)
+	@echo "emoreg: installing what the works-with tables are measured with"
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev,matrix]"
+	@touch $@

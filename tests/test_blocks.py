@@ -95,7 +95,22 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "words"), REFUSED.values(), ids=REFUSED)
+def marks(name: str) -> list[Any]:
+    """The cells of the README's table: the same check stands before every trainer."""
+    if not name.startswith("encoder"):
+        return []
+    row = "encoder-only model" if name == "encoder" else "encoder-decoder model"
+    why = "emoreg reads decoder-only models"
+    return [pytest.mark.cell("ways", row, column, refused=why) for column in COLUMNS]
+
+
+COLUMNS = ("SFT", "DPO", "GRPO")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [pytest.param(*case, marks=marks(name), id=name) for name, case in REFUSED.items()],
+)
 def test_a_model_without_decoder_blocks_is_refused_with_what_was_found_and_wanted(
     make: Any, words: list[str]
 ) -> None:

@@ -267,6 +267,18 @@ def test_a_forward_in_another_thread_is_not_seen_and_closes_no_window() -> None:
         assert {b: h.shape[1] for b, h in tap.acts.items()} == {0: 3, 2: 3}
 
 
+def cells(row: str, why: str) -> Any:
+    """Cells of the README's table: the same check stands before every trainer."""
+
+    def marked(test: Any) -> Any:
+        for column in ("SFT", "DPO", "GRPO"):
+            test = pytest.mark.cell("ways", row, column, refused=why)(test)
+        return test
+
+    return marked
+
+
+@cells("several GPUs in one process (DataParallel)", "its threads copy the model; one process each")
 def test_data_parallel_threads_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
     trainer = make_trainer(tmp_path)
     monkeypatch.setattr(type(trainer.args), "n_gpu", property(lambda _self: 2))
@@ -292,6 +304,7 @@ else:
 
 
 @pytest.mark.slow
+@cells("accelerate launch --cpu, 2 processes", "accelerate starts one; torchrun starts two")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_launch_that_starts_fewer_processes_than_asked_is_refused(
     processes: int, tmp_path: Path
