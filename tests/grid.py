@@ -55,7 +55,9 @@ TABLES = {
     ),
     "ways": Table(
         "Ways of training. *Tested*: the gradient of the terms alone is that of a direct "
-        "computation, or of the plain way; quantised and half precision within their rounding.",
+        "computation, or of the plain way; quantised and half precision within their rounding. "
+        "All on a CPU: vLLM by a stand-in for its engine, Liger's kernels interpreted, activations "
+        "offloaded from CPU to CPU.",
         "way",
         (
             "LoRA", "DoRA", "rsLoRA", "IA3", "several adapters", "an adapter from before",
