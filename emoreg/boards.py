@@ -1,4 +1,4 @@
-"""Who is told what a run's journal is told: wandb, TensorBoard, trackio, and at the end the report."""
+"""Who is told what a journal is told: wandb, TensorBoard, trackio, and at the end the report."""
 
 from __future__ import annotations
 
