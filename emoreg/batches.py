@@ -50,7 +50,8 @@ class Batch:
         """
         found = count_tokens(self.labels, scope, self.attention_mask, self.position_ids, self.tool)
         own = ~torch.isin(self.ids, torch.tensor(never, device=self.ids.device))
-        return replace(found, mask=found.mask & own, sides=self.sides)
+        places = {name: mask & own for name, mask in found.places.items()}
+        return replace(found, mask=found.mask & own, places=places, sides=self.sides)
 
     def is_of(self, ids: Tensor | None) -> bool:
         """Whether a forward's tokens are these; what stands in the place of padding is anyone's."""

@@ -17,6 +17,21 @@ def markdown(card: Mapping[str, Any]) -> str:
     return "\n".join(_lines(card)) + "\n"
 
 
+def brief(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run keeps of the card of its vectors: whose they are, and how good they were found."""
+    found = card.get("validation") or {}
+    return {
+        "name": (card.get("model") or {}).get("name"),
+        "sha256": card.get("sha256"),
+        "bank": card.get("bank"),
+        "source": card.get("source"),
+        "verdict": found.get("verdict"),
+        "reason": found.get("reason"),
+        "gates": found.get("gates") or [],
+        "model": dict(card.get("model") or {}),
+    }
+
+
 def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     model, choices = card.get("model", {}), card.get("choices", {})
     name = model.get("id") or model.get("name") or "an unnamed model"

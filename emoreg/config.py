@@ -13,7 +13,16 @@ from emoreg.errors import ConfigError
 from emoreg.tokens import SCOPES, SIDES
 
 PREFIX = "emoreg_"
-CHOICES = {"emoreg_anchor": ("neutral", "base"), "emoreg_pool": ("mean", "top")}
+CHOICES = {
+    "emoreg_anchor": ("neutral", "base"),
+    "emoreg_pool": ("mean", "top"),
+    "emoreg_drift_on_policy": ("end", "always", "never"),
+}
+# Whole numbers from 0 on.
+COUNTS = (
+    "emoreg_reference_steps", "emoreg_log_texts", "emoreg_drift_steps",
+    "emoreg_drift_response_tokens",
+)  # fmt: skip
 
 
 @dataclass
@@ -82,11 +91,46 @@ class EmoRegConfig:
     emoreg_check_name: bool = field(
         default=True, metadata={"help": "Refuse vectors made for a model of another name."}
     )
+    emoreg_reference_steps: int = field(
+        default=50,
+        metadata={
+            "help": "Read the base on every so-manieth step, for the logged excess, where the "
+            "trainer does not run it anyway; 0: never."
+        },
+    )
+    emoreg_log_texts: int = field(
+        default=3,
+        metadata={
+            "help": "Completions of the batch that are logged with the reading of each token, as "
+            "many of the highest and of the lowest; 0: no text leaves the data."
+        },
+    )
+    emoreg_alerts: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Logged name: threshold in its unit, or a mapping of above or below, patience "
+            "and action (warn, stop, or package.module:function); a mapping or JSON."
+        },
+    )
     emoreg_drift_prompts: str | None = field(
         default=None, metadata={"help": "JSON lines of drift prompts; emoreg's own by default."}
     )
-    emoreg_drift_steps: int = field(
-        default=0, metadata={"help": "Measure drift every so many steps; 0: at start and end only."}
+    emoreg_drift_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Measure drift every so many steps; 0: at start and end only. "
+            "Ten times in a run by default."
+        },
+    )
+    emoreg_drift_response_tokens: int = field(
+        default=32,
+        metadata={"help": "Length of the responses that drift is read on; 0: at the colon only."},
+    )
+    emoreg_drift_on_policy: str = field(
+        default="end",
+        metadata={
+            "help": "When the model's own responses are read too: `end`, `always` or `never`."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -115,8 +159,10 @@ class EmoRegConfig:
             optional = value is None and name == "emoreg_sides"
             if not optional and (not value or set(value) - set(known)):
                 yield f"{name} must name some of {', '.join(known)}, got {value}"
-        if not _counts(self.emoreg_drift_steps):
-            yield f"emoreg_drift_steps must be a whole number >= 0, got {self.emoreg_drift_steps!r}"
+        for name in COUNTS:
+            value = getattr(self, name)
+            if not _counts(value) and not (value is None and name == "emoreg_drift_steps"):
+                yield f"{name} must be a whole number >= 0, got {value!r}"
         blocks = self.emoreg_blocks
         if blocks is not None and not (blocks and all(map(_counts, blocks))):
             yield f"emoreg_blocks must list decoder blocks, counted from 0, got {blocks}"
@@ -139,6 +185,13 @@ class EmoRegConfig:
         """Emotion -> weight of its reward."""
         assert isinstance(self.emoreg_reward, dict)
         return self.emoreg_reward
+
+    @property
+    def alerts(self) -> Any:
+        """What raises an alert."""
+        from emoreg.alerts import Alert
+
+        return Alert.parse(self.emoreg_alerts)
 
     @property
     def active(self) -> bool:

@@ -100,15 +100,17 @@ class Forwards:
             )
         return calls[0]
 
-    def base(self, batch: Batch, counted: Counted) -> Tensor | None:
-        """The base's readings of the counted tokens, (blocks, counted, rows), if the host has them.
+    def base(self, batch: Batch, counted: Counted) -> dict[int, Tensor] | Tensor | None:
+        """What the host has of the base: its outputs, or its readings of the counted tokens.
+
+        The outputs are (batch, tokens, width) for each block, the readings (blocks, counted, rows).
 
         Args:
             batch: The policy's tokens.
             counted: Which of them count, virtual tokens not included.
         """
         if self._beside:
-            return self.read(self._beside, counted.positions)
+            return self._beside
         return self._rollouts[self.training].of(batch, counted)
 
     def _is_policy(self, call: Call) -> bool:

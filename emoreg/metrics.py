@@ -10,22 +10,32 @@ METRICS = {
     "emoreg/loss": ("task-loss units", "what was added to the loss: all terms, weighted"),
     "emoreg/penalty/{emotion}": ("σ²", "penalty of a penalised emotion, before its weight"),
     "emoreg/reward/{emotion}": ("σ²", "shortfall of a rewarded emotion, before its weight"),
-    "emoreg/keep": (
-        "σ²",
-        "squared excess of all other emotions over the base; where the base is read",
-    ),
+    "emoreg/keep": ("σ²", "squared excess of all other emotions over the base, if it has a weight"),
     "emoreg/reading/{emotion}": ("σ", "mean reading, over counted tokens, blocks and facets"),
-    "emoreg/reading/{emotion}/{facet}": ("σ", "the same for one facet of a penalised emotion"),
+    "emoreg/reading_colon/{emotion}": ("σ", "the same at the colon, whatever the scope"),
+    "emoreg/reading_completion/{emotion}": ("σ", "the same over the completion"),
+    "emoreg/reading_prompt/{emotion}": ("σ", "the same over the prompt; watched emotions"),
     "emoreg/reading_{side}/{emotion}": (
         "σ",
-        "mean reading of a penalised or rewarded emotion on one side: chosen, rejected, rewarded …",
+        "counted tokens of one side: chosen, rejected, rewarded …; watched emotions",
     ),
+    "emoreg/reading/{emotion}/{facet}": ("σ", "one facet alone; watched emotions"),
+    "emoreg/reading_block_{block}/{emotion}": ("σ", "one block alone; watched emotions"),
     "emoreg/excess/{emotion}": (
         "σ",
         "reading minus the base's of the same token; where the base is read",
     ),
-    "emoreg/over_margin/{emotion}": ("share", "counted tokens beyond anchor plus margin"),
+    "emoreg/top/{emotion}": (
+        "σ",
+        "mean reading of the highest tenth of each sequence; watched emotions",
+    ),
+    "emoreg/max/{emotion}": ("σ", "highest reading of a token since the last line; watched"),
+    "emoreg/over_margin/{emotion}": (
+        "share",
+        "counted tokens beyond anchor plus margin; watched emotions",
+    ),
     "emoreg/norm": ("residual units", "mean length of the activation at counted tokens"),
+    "emoreg/norm_block_{block}": ("residual units", "the same at one block"),
     "emoreg/seconds": ("s", "one optimizer step"),
     "emoreg/drift/{emotion}": (
         "σ",
@@ -33,8 +43,28 @@ METRICS = {
     ),
     "emoreg/drift_low/{emotion}": ("σ", "lower end of its 95 % bootstrap interval over prompts"),
     "emoreg/drift_high/{emotion}": ("σ", "upper end of that interval"),
+    "emoreg/drift_response/{emotion}": ("σ", "the same over the base's own responses, fixed text"),
+    "emoreg/drift_own/{emotion}": ("σ", "on-policy: each model over its own responses"),
+    "emoreg/drift_rose": ("emotions", "how many rose, after correction for their number"),
+    "emoreg/drift_fell": ("emotions", "how many fell, likewise"),
     "emoreg/drift_mean_abs": ("σ", "mean absolute drift over emotions"),
     "emoreg/drift_structure": ("correlation", "profile over emotions, base to now; 1 is preserved"),
+    "emoreg/drift_agreement": (
+        "correlation",
+        "drift on neutral prompts with drift on challenging ones, over emotions",
+    ),
+    "emoreg/drift_valence": ("σ", "mean drift weighted by standardised valence: above 0, pleasant"),
+    "emoreg/drift_arousal": ("σ", "the same by arousal: above 0, agitated"),
+    "emoreg/drift_sonnet": (
+        "correlation",
+        "drift with the published shift of Claude Sonnet 4.5 in post-training",
+    ),
+    "emoreg/drift_span": (
+        "share",
+        "of the squared move of the mean activation at the colon, what lies along the vectors",
+    ),
+    "emoreg/drift_moved": ("share", "length of that move in the mean length of the activation"),
+    "emoreg/drift_seconds": ("s", "what the measurement took"),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,6 +47,16 @@ class Probe:
                 readings(acts[b].to(self.mu.device), self.directions[i], self.mu[i], self.sigma[i])
                 for i, b in enumerate(self.blocks)
             ]
+        )
+
+    def only(self, rows: Sequence[int]) -> Probe:
+        """The same probe with some of its rows, given by position."""
+        at = list(rows)
+        return replace(
+            self,
+            rows=tuple(self.rows[row] for row in at),
+            directions=self.directions[:, at],
+            sigma=self.sigma[:, at],
         )
 
     def of(self, emotion: str) -> list[int]:

@@ -7,21 +7,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Trainer
 
 from emoreg import quirks
 from emoreg.accumulation import Window, has_labels, weighs
-from emoreg.base import base_outputs, reference_model
+from emoreg.base import base_outputs, has_adapters, reference_model
 from emoreg.batches import Batch, media_ids, understand
 from emoreg.blocks import unwrap
 from emoreg.errors import CaptureError, ConfigError
+from emoreg.examples import Examples
 from emoreg.forwards import Forwards
 from emoreg.host import model_of
 from emoreg.losses import Unit
 from emoreg.meter import Meter
 from emoreg.tap import Call
-from emoreg.terms import Acts, EmotionTerms
+from emoreg.terms import EmotionTerms
 from emoreg.tokens import Counted
+from emoreg.vitals import Acts
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +35,14 @@ class Reader:
     Args:
         trainer: Whose micro-batches.
         terms: What is read and added.
+        examples: Takes in what was read in training, if texts are logged.
     """
 
-    def __init__(self, trainer: Trainer, terms: EmotionTerms) -> None:
+    def __init__(
+        self, trainer: Trainer, terms: EmotionTerms, examples: Examples | None = None
+    ) -> None:
         self.trainer, self.terms, self.config = trainer, terms, terms.config
+        self._examples = examples if self.config.emoreg_log_texts else None
         model = model_of(trainer)
         self._branches, self._media = quirks.branches(trainer), media_ids(unwrap(model).config)
         self.forwards = Forwards(
@@ -47,6 +54,7 @@ class Reader:
         self._read: list[int] = []  # how many were read in each micro-batch of the first window
         self._counted: Counted | None = None
         self._virtual = virtual_tokens(model)
+        self._has_base = has_adapters(model) or reference_model(trainer) is not None
         self._inputs: Any = None
         self._unit: Unit = "sequences"
         self._labelled = False
@@ -114,7 +122,7 @@ class Reader:
             )
         counted = batch.count(self.config.emoreg_scope, self._media)
         counted = counted.of(self.config.emoreg_sides or ())
-        counted.number(self._unit)
+        _ = counted.number(self._unit), counted.groups, counted.read_sequences
         return counted
 
     def _fitting(self, call: Call, batch: Batch | None) -> Batch:
@@ -153,11 +161,17 @@ class Reader:
             self._check(call, counted)
         base = self._base(call, batch, counted)
         with torch.set_grad_enabled(training and self.config.active):
-            wide = counted.padded_left(next(iter(call.acts.values())).shape[1])
+            width = next(iter(call.acts.values())).shape[1]
+            wide = counted.padded_left(width)
+            base = base if base is None or isinstance(base, Tensor) else _padded_left(base, width)
             terms = self.terms(call.acts, wide, base, self._scale(), self._unit)
         meter = self.meters["train" if training else "eval"]
-        for name, (total, number) in terms.sums.items():
-            meter.add(name, total, number)
+        for names, (totals, number) in terms.sums.items():
+            meter.add(names, totals, number)
+        for names, values in terms.peaks.items():
+            meter.peak(names, values)
+        if training and self._examples is not None:
+            self._examples.add(batch.ids, counted, terms.watched)
         return terms.loss
 
     def _check(self, call: Call, counted: Counted) -> None:
@@ -200,12 +214,18 @@ class Reader:
     def _base(self, call: Call, batch: Batch, counted: Counted) -> Tensor | Acts | None:
         """The base's readings, if the host has them; else its outputs, if they are needed."""
         found = self.forwards.base(batch, counted)
-        if found is not None or not self.config.needs_base:
+        if found is not None or not (self.config.needs_base or self._refers()):
             return found
         self.forwards.arm(False)  # this one is ours
         outputs = base_outputs(self.trainer, call, self.terms.probe.blocks)
         self.forwards.arm(True)
         return outputs
+
+    def _refers(self) -> bool:
+        """Whether this step reads the base for the log alone."""
+        steps = self.config.emoreg_reference_steps
+        due = steps > 0 and (self.trainer.state.global_step + 1) % steps == 0
+        return due and self.forwards.training and self._has_base
 
     def _scale(self) -> float:
         """Warm-up factor of the weights, from 0 to 1."""
@@ -228,6 +248,11 @@ class Reader:
                 type(self.trainer).__name__,
             )
         self._quiet = False
+
+
+def _padded_left(acts: Acts, width: int) -> Acts:
+    """Outputs of a base without virtual tokens, where the policy has some."""
+    return {b: pad(h, (0, 0, width - h.shape[1], 0)) for b, h in acts.items()}
 
 
 def virtual_tokens(model: Any) -> int:

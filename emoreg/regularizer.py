@@ -20,6 +20,7 @@ from emoreg.errors import CaptureError, ConfigError, TrainerError
 from emoreg.host import Around, Loan, check_trainer, detaching, leave, log_kind, model_of
 from emoreg.meter import Meter
 from emoreg.reader import Reader
+from emoreg.telling import Teller
 from emoreg.terms import EmotionTerms
 from emoreg.vectors import EmotionVectors
 
@@ -85,6 +86,7 @@ class EmotionRegularizer(TrainerCallback):
         self._lost = False  # whether a failure took the hooks away
         self._stepping = False  # whether a step of training is under way
         self._evaluating = False
+        self._teller = Teller(trainer, self.terms, vectors, name)
         self._entered: list[bool] = []  # for each `with`, whether it found this attached
         self._step_began = 0.0
 
@@ -98,7 +100,8 @@ class EmotionRegularizer(TrainerCallback):
         if self._reader is not None:
             raise TrainerError("This regularizer is attached already; detach() it first.")
         self._check_alone()
-        self._reader, self._read, self._lost = Reader(self.trainer, self.terms), False, False
+        self._reader = Reader(self.trainer, self.terms, self._teller.examples)
+        self._read = self._lost = False
         self._reader.forwards.open()
         if self.trainer.args.torch_compile:
             torch.compiler.reset()  # what was compiled before knows nothing of these hooks
@@ -137,7 +140,7 @@ class EmotionRegularizer(TrainerCallback):
         if not self._entered.pop():
             self.detach()
 
-    def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         """Borrow the trainer's methods."""
         if self.trainer.callback_handler.callbacks.count(self) != 1:
             raise TrainerError(
@@ -147,12 +150,20 @@ class EmotionRegularizer(TrainerCallback):
         self.detach()
         self._stepping = self._evaluating = False
         self.attach()
+        self._teller.begin(args, state, control)
 
-    def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **_kwargs: Any
+    ) -> None:
+        """Tell the journal, and look at the alerts."""
+        self._teller.logged(args, state, control, logs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         """Give everything back."""
         if self.config.active and self._reader is not None and not self._reader.acts_on:
             log.warning("The loss never had a term: nothing counted for the scope and sides.")
         self.detach()
+        self._teller.end(args, state, control)
 
     def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
         """Start the clock of a step, and watch from here on."""
@@ -160,6 +171,7 @@ class EmotionRegularizer(TrainerCallback):
             self.attach()
         if self._reader is not None:  # else detached by hand
             self._reader.begin(None, training=True)
+        self._teller.examples.clear()
         self._stepping = True
         self._step_began = time.perf_counter()
 
@@ -190,7 +202,8 @@ class EmotionRegularizer(TrainerCallback):
         """Stop the clock of a step."""
         if self._reader is None:
             return
-        self._reader.meters["train"].add("seconds", time.perf_counter() - self._step_began, 1)
+        seconds = torch.tensor([time.perf_counter() - self._step_began])
+        self._reader.meters["train"].add(("seconds",), seconds, 1)
 
     def _check_alone(self) -> None:
         others = (c for c in self.trainer.callback_handler.callbacks if c is not self)

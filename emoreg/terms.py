@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +14,7 @@ from emoreg.losses import Pool, Unit, keep, penalty, pooled_sum, reward
 from emoreg.probe import Probe
 from emoreg.tokens import Counted
 from emoreg.vectors import EmotionVectors
-
-Acts = Mapping[int, Tensor]
+from emoreg.vitals import Acts, Names, Sums, Vitals
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +25,20 @@ class Terms:
 
     loss: Tensor  # scalar, task-loss units times `number`, with gradient
     number: Tensor  # scalar, how many tokens or sequences the loss is summed over
-    sums: dict[str, tuple[Tensor, Tensor]]  # metric without prefix -> sum and number, detached
+    sums: Sums  # metrics without prefix -> sums, (metrics,), and their number, detached
+    peaks: dict[Names, Tensor]  # metrics without prefix -> maxima, (metrics,), detached
+    watched: Tensor  # readings of what is watched at each counted token, (counted, watched)
 
     def mean(self, name: str) -> float:
-        """The mean of one metric, 0 where nothing counts."""
-        total, number = self.sums[name]
-        return float(total / number.clamp(min=1))
+        """The mean of one metric, 0 where nothing counts.
+
+        Raises:
+            KeyError: There is no metric of this name.
+        """
+        for names, (totals, number) in self.sums.items():
+            if name in names:
+                return float(totals[names.index(name)] / number.clamp(min=1))
+        raise KeyError(name)
 
 
 class EmotionTerms:
@@ -55,14 +61,26 @@ class EmotionTerms:
         self.config = config
         self.probe: Probe = vectors.probe(config.emoreg_facets, config.emoreg_blocks)
         self.emotions = vectors.emotions
-        watched = {**config.penalize, **config.reward}
-        for emotion in (*config.penalize, *config.reward):
+        self.watched = (*config.penalize, *config.reward)
+        for emotion in self.watched:
             if not self.probe.of(emotion):
                 raise UnknownEmotionError(
                     f"None of the facets {config.emoreg_facets} holds {emotion!r}; the set has "
                     + "; ".join(f"{f.name}: {', '.join(f.emotions)}" for f in vectors.facets)
                 )
-        self._others = [i for i, (_, e) in enumerate(self.probe.rows) if e not in watched]
+        rows = [row for emotion in self.watched for row in self.probe.of(emotion)]
+        if config.emoreg_keep > 0:
+            rows += [i for i, (_, e) in enumerate(self.probe.rows) if e not in self.watched]
+        self._rows = rows  # those whose reading of every token is needed
+        self._place()
+
+    def _place(self) -> None:
+        """What is made of the probe, where it lies."""
+        # A facet chosen by the user need not hold every emotion.
+        held = tuple(e for e in self.emotions if self.probe.of(e))
+        self.vitals = Vitals(self.probe, held, self.watched)
+        self._acting = self.probe.only(self._rows)
+        self._others = [i for i, (_, e) in enumerate(self._acting.rows) if e not in self.watched]
 
     def read(self, acts: Acts, at: Tensor) -> Tensor:
         """Readings at flat positions of outputs (batch, tokens, width).
@@ -70,10 +88,18 @@ class EmotionTerms:
         Returns:
             In σ, (blocks, positions, rows).
         """
+        self._follow(acts)
+        return self._read(acts, at, self.probe)
+
+    def _read(self, acts: Acts, at: Tensor, probe: Probe) -> Tensor:
+        return probe.read({b: h.flatten(0, 1)[at.to(h.device)] for b, h in acts.items()})
+
+    def _follow(self, acts: Acts) -> None:
+        """Move to where the outputs are."""
         device = next(iter(acts.values())).device
         if self.probe.mu.device != device:
             self.probe = self.probe.to(device)
-        return self.probe.read({b: h.to(device) for b, h in picked(acts, at)})
+            self._place()
 
     def __call__(
         self,
@@ -98,22 +124,41 @@ class EmotionTerms:
         """
         if counted.rows is None:
             counted = counted.of(self.config.emoreg_sides or ())
-        at = counted.positions
-        reading = self.read(acts, at)  # (blocks, counted, rows)
-        device = reading.device
-        before = base if base is None or isinstance(base, Tensor) else self.read(base, at)
-        tokens, number = (torch.tensor(n, device=device) for n in (len(at), counted.number(by)))
-        sums = {k: (v, tokens) for k, v in self._vitals(reading.detach(), before).items()}
-        sums |= dict(self._by_side(reading.detach(), counted))
-        norms = [h.detach().float().norm(dim=-1).sum().to(device) for _, h in picked(acts, at)]
-        sums["norm"] = (torch.stack(norms).mean(), tokens)
+        self._follow(acts)
+        at, device = counted.positions, self.probe.mu.device
+        reading = self._read(acts, at, self._acting)  # (blocks, counted, rows that are needed)
+        before = None
+        if isinstance(base, Tensor):
+            before = base[..., self._rows]
+        elif base is not None:
+            before = self._read(base, at, self._acting)
+        number = torch.tensor(counted.number(by), device=device)
+        sums = self.vitals.means(acts, counted, base)
+        watched = self._watched(reading.detach())
+        anchor = 0.0 if before is None or not self._anchored else self._watched(before)
+        sequence = counted.read_sequences.to(device)
+        sums |= self.vitals.spread(watched, anchor, self.config.emoreg_margin, sequence)
+        peaks = {self._names("max"): watched.amax(0)} if len(watched) else {}
         if counted.acting is not None:
             kept = counted.acting.to(device)
             reading = reading[:, kept]
             before = None if before is None else before[:, kept]
         loss, terms = self._weighted(reading, before, counted.sequences.to(device), scale, by)
         terms["loss"] = loss.detach()
-        return Terms(loss, number, sums | {k: (v, number) for k, v in terms.items()})
+        sums[tuple(terms)] = (torch.stack(list(terms.values())), number)
+        return Terms(loss, number, sums, peaks, watched)
+
+    @property
+    def _anchored(self) -> bool:
+        return self.config.emoreg_anchor == "base"
+
+    def _names(self, kind: str) -> Names:
+        return tuple(f"{kind}/{emotion}" for emotion in self.watched)
+
+    def _watched(self, reading: Tensor) -> Tensor:
+        """Mean over blocks and facets: (blocks, counted, rows) -> (counted, watched)."""
+        found = [reading[..., self._acting.of(e)].mean((0, -1)) for e in self.watched]
+        return torch.stack(found, -1) if found else reading.new_zeros(reading.shape[1], 0)
 
     def _weighted(
         self, reading: Tensor, before: Tensor | None, sequence: Tensor, scale: float, by: Unit
@@ -126,7 +171,7 @@ class EmotionTerms:
             ("reward", reward, config.reward),
         ):
             for emotion, weight in weights.items():
-                rows = self.probe.of(emotion)
+                rows = self._acting.of(emotion)
                 anchor = self._anchor(before, rows)
                 value = term(reading[..., rows], anchor, config.emoreg_margin).mean((0, -1))
                 total = pooled_sum(value, sequence, pool, by)
@@ -143,41 +188,6 @@ class EmotionTerms:
 
     def _anchor(self, before: Tensor | None, rows: list[int]) -> Tensor | float:
         """What a reading is compared with: the base's of the same token, or 0."""
-        if before is not None and self.config.emoreg_anchor == "base":
+        if before is not None and self._anchored:
             return before[..., rows]
         return 0.0
-
-    def _by_side(
-        self, reading: Tensor, counted: Counted
-    ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-        """Readings of what is penalised or rewarded, by the side of the sequence."""
-        row = counted.positions // counted.mask.shape[1]
-        for side, rows in counted.sides.items():
-            here = rows[row].to(reading)
-            for emotion in (*self.config.penalize, *self.config.reward):
-                value = reading[..., self.probe.of(emotion)].mean((0, -1))
-                yield f"reading_{side}/{emotion}", ((value * here).sum(), here.sum())
-
-    def _vitals(self, reading: Tensor, before: Tensor | None) -> dict[str, Tensor]:
-        """Readings of every emotion, and how much of what is watched lies beyond the margin."""
-        sums = {}
-        by_row = reading.mean(0).sum(0)  # (rows,)
-        for emotion in self.emotions:
-            rows = self.probe.of(emotion)
-            if not rows:
-                continue  # a facet chosen by the user need not hold every emotion
-            sums[f"reading/{emotion}"] = by_row[rows].mean()
-            if before is not None:
-                sums[f"excess/{emotion}"] = (reading - before)[..., rows].mean((0, -1)).sum()
-        for emotion in self.config.penalize:
-            rows = self.probe.of(emotion)
-            for row in rows:
-                sums[f"reading/{emotion}/{self.probe.rows[row][0]}"] = by_row[row]
-            beyond = (reading[..., rows] - self._anchor(before, rows)).mean((0, -1))
-            sums[f"over_margin/{emotion}"] = (beyond > self.config.emoreg_margin).float().sum()
-        return sums
-
-
-def picked(acts: Acts, at: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Block and outputs at flat positions, (positions, width), each where its block lies."""
-    return ((block, h.flatten(0, 1)[at.to(h.device)]) for block, h in acts.items())

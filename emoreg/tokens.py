@@ -13,6 +13,8 @@ from emoreg.errors import ConfigError
 
 SCOPES = ("completion", "colon", "prompt", "tool")
 # Kinds of sequences that a trainer tells apart; see emoreg.batches for what each one means.
+# Places in a text whose readings are logged apart, whatever the scope; and what the scope counts.
+PLACES, COUNTED = ("colon", "completion", "prompt"), "counted"
 SIDES = ("chosen", "rejected", "reference", "desired", "undesired", "rewarded", "unrewarded")
 
 
@@ -28,6 +30,7 @@ class Counted:
     sequence: Tensor  # int64, (batch, tokens), the same number within one sequence, from 0
     sides: Mapping[str, Tensor] = field(default_factory=dict)  # side -> its rows, bool, (batch,)
     rows: Tensor | None = None  # bool, (batch,): the terms act on these; None on all
+    places: Mapping[str, Tensor] = field(default_factory=dict)  # place -> bool, (batch, tokens)
 
     def of(self, sides: Collection[str]) -> Counted:
         """The same, with terms that act on some sides only; on all if none is named.
@@ -51,6 +54,25 @@ class Counted:
         return self.mask.flatten().nonzero().squeeze(1)
 
     @cached_property
+    def groups(self) -> tuple[tuple[str, ...], Tensor, Tensor]:
+        """Groups whose readings are logged: what counts, the places, and what counts by side.
+
+        Returns:
+            Their names; the flat positions of the tokens that are in any of them, (tokens,);
+            which token is in which group, bool, (groups, tokens).
+        """
+        apart = {side: self.mask & rows[:, None] for side, rows in self.sides.items()}
+        found = {COUNTED: self.mask, **self.places, **apart}
+        masks = torch.stack(list(found.values())).flatten(1)
+        at = masks.any(0).nonzero().squeeze(1)
+        return tuple(found), at, masks[:, at]
+
+    @cached_property
+    def read_sequences(self) -> Tensor:
+        """The sequence of each token that is read, from 0 without gaps, (read,)."""
+        return _renumbered(self.sequence.flatten()[self.positions])
+
+    @cached_property
     def acting(self) -> Tensor | None:
         """Which of those the terms act on, int64, (acting,); None for all."""
         if self.rows is None:
@@ -60,11 +82,9 @@ class Counted:
     @cached_property
     def sequences(self) -> Tensor:
         """The sequence of each token that the terms act on, from 0 without gaps, (acting,)."""
-        at = self.positions if self.acting is None else self.positions[self.acting]
-        sequence = self.sequence.flatten()[at]
-        begins = torch.ones_like(sequence)
-        begins[1:] = (sequence[1:] != sequence[:-1]).to(begins)
-        return begins.cumsum(0) - 1
+        if self.acting is None:
+            return self.read_sequences
+        return _renumbered(self.sequence.flatten()[self.positions[self.acting]])
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -82,11 +102,20 @@ class Counted:
             return self
         shape = (self.mask.shape[0], extra)
         first = self.sequence[:, :1].expand(shape)
+        none = self.mask.new_zeros(shape)
         return replace(
             self,
-            mask=torch.cat([self.mask.new_zeros(shape), self.mask], 1),
+            mask=torch.cat([none, self.mask], 1),
             sequence=torch.cat([first, self.sequence], 1),
+            places={k: torch.cat([none, v], 1) for k, v in self.places.items()},
         )
+
+
+def _renumbered(sequence: Tensor) -> Tensor:
+    """From 0 without gaps: numbers of sequences in order, (tokens,)."""
+    begins = torch.ones_like(sequence)
+    begins[1:] = (sequence[1:] != sequence[:-1]).to(begins)
+    return begins.cumsum(0) - 1
 
 
 def check_scope(scope: Collection[str]) -> tuple[str, ...]:
@@ -153,7 +182,8 @@ def count_tokens(
     for name in scope:
         mask |= parts[name] & ~starts
     sequence = starts.flatten().cumsum(0).reshape(starts.shape) - 1
-    return Counted(mask, sequence.clamp(min=0))
+    places = {name: parts[name] & ~starts for name in PLACES}
+    return Counted(mask, sequence.clamp(min=0), places=places)
 
 
 def _starts(real: Tensor, position_ids: Tensor | None) -> Tensor:

@@ -1,0 +1,153 @@
+"""The completions of a step that read highest and lowest, token by token, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from emoreg.tokens import Counted
+
+TOKENS = 400  # of a completion that is shown
+PROMPT = 300  # characters at the end of a prompt that are shown
+CONTEXT = 6  # tokens before one that may share a character with it
+UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
+Row = dict[str, Any]  # as in the events of the journal
+
+
+@dataclass
+class Examples:
+    """Keeps the readings of one optimizer step until the next begins.
+
+    Attributes:
+        watched: The emotions that are read, in the order of the readings' columns.
+    """
+
+    watched: tuple[str, ...]
+    _kept: list[tuple[Tensor, Counted, Tensor]] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Forget the last step."""
+        self._kept = []
+
+    def add(self, ids: Tensor, counted: Counted, readings: Tensor) -> None:
+        """Take in a micro-batch.
+
+        Args:
+            ids: Tokens, (batch, tokens).
+            counted: Which were read, of the same shape.
+            readings: Of those, in σ, (read, watched).
+        """
+        self._kept.append((ids.detach(), counted, readings.detach()))
+
+    def extremes(
+        self, number: int, tokenizer: Any, accelerator: Any, emotions: Sequence[str] | None = None
+    ) -> list[Row]:
+        """The completions of highest and lowest mean reading, over all processes.
+
+        Every process must call it at once.
+
+        Args:
+            number: How many of each end, for each emotion.
+            tokenizer: Writes the tokens as text.
+            accelerator: Of the trainer.
+            emotions: All that are watched by default.
+
+        Returns:
+            For each emotion the highest first, then the lowest.
+        """
+        found = list(self._spans())
+        own = [
+            (emotion, end, row)
+            for emotion in self.watched
+            if emotions is None or emotion in emotions
+            for end, row in self._ends(found, emotion, number, tokenizer)
+        ]
+        everyone = gather_object(own) if accelerator.num_processes > 1 else own
+        rows: list[Row] = []
+        for emotion in dict.fromkeys(e for e, _, _ in everyone):
+            for end in ("highest", "lowest"):
+                ends = [row for e, at, row in everyone if (e, at) == (emotion, end)]
+                rows += sorted(ends, key=_value, reverse=end == "highest")[:number]
+        return rows
+
+    def _ends(
+        self, found: list[_Span], emotion: str, number: int, tokenizer: Any
+    ) -> Iterator[tuple[str, Row]]:
+        column = self.watched.index(emotion)
+        order = sorted(found, key=lambda span: float(span.readings[:, column].mean()))
+        # With few completions none is shown as both.
+        low = order[: min(number, len(order) // 2)]
+        high = order[len(low) :][-number:]
+        for end, spans in (("highest", high), ("lowest", low)):
+            for span in spans:
+                yield end, span.row(emotion, end, column, tokenizer)
+
+    def _spans(self) -> Iterator[_Span]:
+        """Every completion of the step of which any token was read."""
+        for ids, counted, readings in self._kept:
+            completion = counted.places.get("completion", counted.mask).cpu()
+            mask, sequence = counted.mask.cpu(), counted.sequence.cpu()
+            values = torch.full((*mask.shape, len(self.watched)), float("nan"))
+            values[mask] = readings.float().cpu()
+            here = mask & completion
+            for row in range(len(ids)):
+                for number in sequence[row][here[row]].unique().tolist():
+                    own = sequence[row] == number
+                    at = (here[row] & own).nonzero().squeeze(1)
+                    before = torch.arange(len(own)) < at[0]
+                    prompt = ids[row].cpu()[own & before]
+                    sides = [name for name, rows in counted.sides.items() if bool(rows[row])]
+                    side = sides[0] if sides else None
+                    yield _Span(prompt.tolist(), ids[row].cpu()[at].tolist(), values[row][at], side)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """One completion: the tokens before it, its own, and their readings (tokens, watched)."""
+
+    prompt: list[int]
+    tokens: list[int]
+    readings: Tensor
+    side: str | None
+
+    def row(self, emotion: str, end: str, column: int, tokenizer: Any) -> Row:
+        values = self.readings[:, column].double()
+        prompt = tokenizer.decode(self.prompt[-PROMPT:], skip_special_tokens=True)
+        return {
+            "emotion": emotion,
+            "end": end,
+            "reading": float(values.mean()),
+            "side": self.side,
+            "prompt": prompt[-PROMPT:],
+            "tokens": pieces(tokenizer, self.tokens[:TOKENS]),
+            "readings": values[:TOKENS].tolist(),
+            "cut": max(0, len(self.tokens) - TOKENS),
+        }
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text; together they are the text.
+
+    A character of several tokens stands at the last of them.
+    """
+    found: list[str] = []
+    held = 0  # where the text that is not told yet begins
+    for at in range(len(ids)):
+        start = max(0, held - CONTEXT)
+        before = tokenizer.decode(ids[start:held], clean_up_tokenization_spaces=False)
+        text = tokenizer.decode(ids[start : at + 1], clean_up_tokenization_spaces=False)
+        if text.endswith(UNFINISHED) and at + 1 < len(ids):
+            found.append("")
+            continue
+        found.append(text[len(before) :])
+        held = at + 1
+    return found
+
+
+def _value(row: Row) -> float:
+    return float(row["reading"])

@@ -1,0 +1,161 @@
+"""What is logged of a batch: means of readings over groups of its tokens, by one small product.
+
+A reading is linear in the activation, so the mean reading of many tokens is the reading of their
+mean activation: whatever the number of emotions, each block costs one product of the groups'
+weights with its output. Only what is not linear, the top tenth, the maximum and the share beyond
+the margin, needs every token's own reading, and is taken of the emotions that are watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from emoreg.losses import pooled_sum
+from emoreg.probe import Probe
+from emoreg.tokens import COUNTED, Counted
+
+Acts = Mapping[int, Tensor]
+Names = tuple[str, ...]
+Sums = dict[Names, tuple[Tensor, Tensor]]  # names -> a sum for each, (names,), and the number
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """What is logged of one probe's readings.
+
+    Attributes:
+        probe: Every row, on its device.
+        emotions: Logged by their means; every one has a row.
+        watched: Logged in full.
+    """
+
+    probe: Probe
+    emotions: tuple[str, ...]
+    watched: tuple[str, ...]
+
+    @cached_property
+    def _average(self) -> Tensor:
+        """Mean over the facets of each emotion, (rows, emotions)."""
+        table = self.probe.mu.new_zeros(len(self.probe.rows), len(self.emotions))
+        for column, emotion in enumerate(self.emotions):
+            rows = self.probe.of(emotion)
+            table[rows, column] = 1 / len(rows)
+        return table
+
+    @cached_property
+    def _columns(self) -> list[int]:
+        return [self.emotions.index(e) for e in self.watched]
+
+    @cached_property
+    def _rows(self) -> list[int]:
+        return [row for e in self.watched for row in self.probe.of(e)]
+
+    def means(self, acts: Acts, counted: Counted, base: Acts | Tensor | None = None) -> Sums:
+        """Mean readings by place and side, by facet and block, the excess, and norms.
+
+        Args:
+            acts: Block -> output of the policy, (batch, tokens, width).
+            counted: Which tokens are read.
+            base: The same of the base, or its readings (blocks, counted, rows).
+
+        Returns:
+            Sums over tokens, without gradient, on the probe's device.
+        """
+        names, at, groups = counted.groups
+        sums, norms = summed(self.probe, acts, at, groups)
+        number = groups.sum(1).to(sums.device)
+        by_emotion = sums.mean(0) @ self._average  # (groups, emotions)
+        found: Sums = {}
+        for i, group in enumerate(names):
+            everything = group in (COUNTED, "colon", "completion")
+            columns = slice(None) if everything else self._columns
+            kind = "reading" if group == COUNTED else f"reading_{group}"
+            keys = self._named(kind, self.emotions if everything else self.watched)
+            found[keys] = (by_emotion[i, columns], number[i])
+        at_all = names.index(COUNTED)
+        own, count = sums[:, at_all], number[at_all]
+        found |= self._in_detail(own, norms[at_all], count)
+        if base is not None:
+            before = self._before(base, counted)
+            found[self._named("excess", self.emotions)] = (
+                (own - before).mean(0) @ self._average,
+                count,
+            )
+        return found
+
+    def _before(self, base: Acts | Tensor, counted: Counted) -> Tensor:
+        """Sums of the base's readings over what counts, (blocks, rows)."""
+        if isinstance(base, Tensor):
+            return base.sum(1)
+        names, at, groups = counted.groups
+        return summed(self.probe, base, at, groups)[0][:, names.index(COUNTED)]
+
+    def _in_detail(self, own: Tensor, norms: Tensor, count: Tensor) -> Sums:
+        """Facets and blocks of what is watched, and the length of the activation."""
+        facets = tuple(f"reading/{e}/{f}" for f, e in (self.probe.rows[r] for r in self._rows))
+        found: Sums = {facets: (own.mean(0)[self._rows], count)} if facets else {}
+        by_block = (own @ self._average)[:, self._columns]  # (blocks, watched)
+        for i, block in enumerate(self.probe.blocks):
+            found[self._named(f"reading_block_{block}", self.watched)] = (by_block[i], count)
+        lengths = tuple(f"norm_block_{block}" for block in self.probe.blocks)
+        return found | {lengths: (norms, count), ("norm",): (norms.mean(0, keepdim=True), count)}
+
+    def spread(self, reading: Tensor, anchor: Tensor | float, margin: float, at: Tensor) -> Sums:
+        """Of every token's own reading: the top tenth of each sequence, and the share beyond.
+
+        Args:
+            reading: Of the watched emotions, mean over blocks and facets, (counted, watched).
+            anchor: What it is compared with, shaped alike or 0.
+            margin: In σ.
+            at: The sequence of each token, (counted,).
+
+        Returns:
+            Sums over tokens.
+        """
+        count = torch.tensor(len(reading), device=reading.device)
+        beyond = (reading - anchor > margin).sum(0)
+        top = [pooled_sum(column, at, "top") for column in reading.T]
+        return {
+            self._named("over_margin", self.watched): (beyond, count),
+            self._named("top", self.watched): (torch.stack(top) if top else reading.sum(0), count),
+        }
+
+    @staticmethod
+    def _named(kind: str, emotions: Sequence[str]) -> Names:
+        return tuple(f"{kind}/{e}" for e in emotions)
+
+
+def summed(probe: Probe, acts: Acts, at: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of readings and of lengths over groups of tokens.
+
+    Args:
+        probe: Which directions.
+        acts: Block -> output, (batch, tokens, width).
+        at: Flat positions of the tokens that are in any group, (tokens,).
+        groups: Which token is in which group, bool, (groups, tokens).
+
+    Returns:
+        Readings in σ, (blocks, groups, rows), and lengths, (groups, blocks).
+    """
+    device, readings, norms = probe.mu.device, [], []
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for i, h in enumerate(picked(acts, at, probe.blocks)):
+            weights = groups.to(h.device, torch.float32)
+            total = (weights @ h).to(device)
+            number = weights.sum(1, keepdim=True).to(device)
+            found = (total - number * probe.mu[i]) @ probe.directions[i].mT
+            readings.append(found / probe.sigma[i])
+            norms.append((weights @ h.norm(dim=-1)).to(device))
+    return torch.stack(readings), torch.stack(norms, 1)
+
+
+def picked(acts: Acts, at: Tensor, blocks: Sequence[int]) -> Iterator[Tensor]:
+    """Outputs at flat positions, float32, (tokens, width), each where its block lies."""
+    for block in blocks:
+        yield acts[block].detach().flatten(0, 1)[at.to(acts[block].device)].float()
+
