@@ -61,31 +61,26 @@ class Examples:
             For each emotion the highest first, then the lowest.
         """
         found = list(self._spans())
-        own = [
-            (emotion, end, row)
-            for emotion in self.watched
-            if emotions is None or emotion in emotions
-            for end, row in self._ends(found, emotion, number, tokenizer)
-        ]
+        wanted = [e for e in self.watched if emotions is None or e in emotions]
+        own = [(len(found), {e: self._ends(found, e, number, tokenizer) for e in wanted})]
         everyone = gather_object(own) if accelerator.num_processes > 1 else own
+        size = sum(part for part, _ in everyone)
+        lowest = min(number, size // 2)
+        highest = min(number, size - lowest)  # none is shown as both ends
         rows: list[Row] = []
-        for emotion in dict.fromkeys(e for e, _, _ in everyone):
-            for end in ("highest", "lowest"):
-                ends = [row for e, at, row in everyone if (e, at) == (emotion, end)]
-                rows += sorted(ends, key=_value, reverse=end == "highest")[:number]
+        for emotion in wanted:
+            for end, most in (("highest", highest), ("lowest", lowest)):
+                ends = [row for _, of in everyone for row in of[emotion] if row["end"] == end]
+                rows += sorted(ends, key=_value, reverse=end == "highest")[:most]
         return rows
 
-    def _ends(
-        self, found: list[_Span], emotion: str, number: int, tokenizer: Any
-    ) -> Iterator[tuple[str, Row]]:
+    def _ends(self, found: list[_Span], emotion: str, number: int, tokenizer: Any) -> list[Row]:
         column = self.watched.index(emotion)
         order = sorted(found, key=lambda span: float(span.readings[:, column].mean()))
-        # With few completions none is shown as both.
-        low = order[: min(number, len(order) // 2)]
-        high = order[len(low) :][-number:]
-        for end, spans in (("highest", high), ("lowest", low)):
-            for span in spans:
-                yield end, span.row(emotion, end, column, tokenizer)
+        ends = {"highest": order[-number:], "lowest": order[:number]}
+        return [
+            span.row(emotion, end, column, tokenizer) for end, some in ends.items() for span in some
+        ]
 
     def _spans(self) -> Iterator[_Span]:
         """Every completion of the step of which any token was read."""

@@ -13,6 +13,7 @@ import torch
 from cases import CASES, Case, regularize, trainer_of
 from launch import launch
 from trainers import Recorder
+from worker import texts_of
 from ways import COLUMNS, Grads, Step, apart, by_hand, marks, silence, unpadded
 
 
@@ -35,6 +36,10 @@ ROWS = {
 }
 SHARDED = ("FSDP 2", "ZeRO-3")  # all parameters, when the optimizer steps
 WITH_BASE, WITH_DRIFT = ("DDP", *SHARDED), SHARDED
+LOGGED = (
+    "emoreg/loss", "emoreg/keep", "emoreg/excess/desperate", "emoreg/max/calm",
+    "emoreg/top/desperate", "emoreg/reading_colon/desperate", "emoreg/reading_completion/calm",
+)  # fmt: skip
 Job = tuple[str, str, str]  # case, column, how
 
 
@@ -155,8 +160,9 @@ def test_the_base_and_what_is_kept_are_those_of_one_process(
     told, grads = on_two(row, case, column, "base")
     wanted = one_process(tmp_path / "base", column, "base")
     assert apart(grads, wanted.grads) < 1e-5
-    for key in ("emoreg/loss", "emoreg/keep", "emoreg/excess/desperate"):
+    for key in LOGGED:
         assert told["logs"][key] == pytest.approx(wanted.log(key)[-1], rel=1e-4)
+    assert told["texts"] == [list(row) for row in texts_of(tmp_path / "base")]  # over both
     neutral = one_process(tmp_path / "neutral", column, "neutral")
     assert apart(grads, neutral.grads) > 1e-2  # control: the base makes a difference
 

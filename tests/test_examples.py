@@ -79,8 +79,9 @@ def test_the_highest_and_the_lowest_mean_reading_of_each_emotion_are_shown() -> 
 
 def test_with_few_completions_none_is_both_ends_and_after_clearing_there_is_none() -> None:
     examples = kept([2, 3, 1], [1.0, 2.0, 3.0])
-    texts = ["".join(r["tokens"]) for r in examples.extremes(3, make_tokenizer(), ALONE)][:3]
-    assert sorted(texts) == ["aa", "bbb", "c"]
+    rows = examples.extremes(3, make_tokenizer(), ALONE, ["desperate"])
+    found = [(r["end"], "".join(r["tokens"])) for r in rows]
+    assert found == [("highest", "c"), ("highest", "bbb"), ("lowest", "aa")]
     examples.clear()
     assert examples.extremes(3, make_tokenizer(), ALONE) == []
 

@@ -35,6 +35,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from ways import silence
 
+from emoreg.journal import Run
+
 WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod|_checkpoint_wrapped_module)\.")
 
 
@@ -122,8 +124,15 @@ def run(case: str, column: str, how: str, folder: Path) -> tuple[dict[str, Any],
         "sequences": gather_object([sequences(batches)]),
         "micro_batches": gather_object([len(batches)]),
         "logs": logs,
+        "texts": texts_of(folder) if distributed.get_rank() == 0 else [],
     }
     return found, recorder.grads
+
+
+def texts_of(folder: Path) -> list[tuple[str, str, str]]:
+    """What the journal says of the last texts: emotion, end and the text."""
+    rows = Run.load(folder).texts[-1]["rows"]
+    return [(row["emotion"], row["end"], "".join(row["tokens"])) for row in rows]
 
 
 def main() -> None:
