@@ -2,8 +2,10 @@
 
 python benchmarks/step_time.py [--steps 30]
 
-Four SFT trainers over one config-built Llama each (same seed) take turns, in rotating order, at one
-full training step of the same batch. Printed: the median of the paired ratios, with its quartiles.
+SFT trainers over one config-built Llama each (same seed) take turns, in rotating order, at one full
+training step of the same batch. Printed: the median of the paired ratios, with its quartiles; and
+what a line of the log takes, which is not in a step: readings over all processes, the journal, and
+on every tenth of a run the texts.
 """
 
 from __future__ import annotations
@@ -51,8 +53,10 @@ def random_vectors(model: LlamaForCausalLM, tokenizer: object) -> EmotionVectors
     return EmotionVectors((facet,), BLOCKS, torch.zeros(len(BLOCKS), width), card)
 
 
-def make_step(knobs: dict[str, object] | None, tokens: int, batch: int) -> Callable[[], None]:
-    """One training step, forward, loss and backward, of a trainer with the arm's regularizer."""
+def make_step(
+    knobs: dict[str, object] | None, tokens: int, batch: int
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """One training step, forward, loss and backward, and one line of the log of such a trainer."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = LlamaForCausalLM(
@@ -66,7 +70,7 @@ def make_step(knobs: dict[str, object] | None, tokens: int, batch: int) -> Calla
     args = SFTConfig(
         tempfile.mkdtemp(), use_cpu=True, bf16=False, report_to="none", save_strategy="no",
         per_device_train_batch_size=batch, max_length=tokens, gradient_checkpointing=False,
-        dataloader_pin_memory=False, disable_tqdm=True, max_steps=1, learning_rate=0.0,
+        dataloader_pin_memory=False, disable_tqdm=True, max_steps=100, learning_rate=0.0,
     )  # fmt: skip
     trainer = SFTTrainer(
         model, args=args, train_dataset=data, processing_class=tokenizer,
@@ -77,6 +81,7 @@ def make_step(knobs: dict[str, object] | None, tokens: int, batch: int) -> Calla
         trainer.add_callback(regularizer)
         regularizer.on_train_begin(args, trainer.state, trainer.control)
     trainer.create_optimizer_and_scheduler(1)
+    trainer.state.max_steps = 1000  # so that texts are rare, as in a run
     trainer.current_gradient_accumulation_steps = 1
     loader = iter(trainer.get_train_dataloader())
     [inputs], items = trainer.get_batch_samples(loader, 1, torch.device("cpu"))
@@ -86,7 +91,11 @@ def make_step(knobs: dict[str, object] | None, tokens: int, batch: int) -> Calla
         trainer.training_step(trainer.model, dict(inputs), num_items_in_batch=items)
         trainer.model.zero_grad()
 
-    return step
+    def line() -> None:
+        trainer.state.global_step += 1
+        trainer.log({"loss": 1.0})
+
+    return step, line
 
 
 def main() -> None:
@@ -98,19 +107,25 @@ def main() -> None:
     flags = parser.parse_args()
     steps = {name: make_step(knobs, flags.tokens, flags.batch) for name, knobs in ARMS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ARMS}
+    lines: dict[str, list[float]] = {name: [] for name in ARMS}
     names = list(ARMS)
     for turn in range(flags.steps + 3):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            began = time.perf_counter()
-            steps[name]()
-            seconds[name].append(time.perf_counter() - began)
+            for run, times in zip(steps[name], (seconds[name], lines[name]), strict=True):
+                began = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - began)
     bare = np.array(seconds["bare"][3:])
     print(f"threads {torch.get_num_threads()}, {flags.steps} rounds, 171 emotions, blocks {BLOCKS}")
-    print("| arm | median s | ratio to bare | quartiles |\n| --- | --- | --- | --- |")
+    print("| arm | median s | ratio to bare | quartiles | a line of the log, ms |")
+    print("| --- | --- | --- | --- | --- |")
     for name, values in seconds.items():
         now = np.array(values[3:])
         low, mid, high = np.quantile(now / bare, (0.25, 0.5, 0.75))
-        print(f"| {name} | {np.median(now):.3f} | {mid:.3f} | {low:.3f} to {high:.3f} |")
+        print(
+            f"| {name} | {np.median(now):.3f} | {mid:.3f} | {low:.3f} to {high:.3f} | "
+            f"{1000 * np.median(lines[name]):.1f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
+from emoreg import alerts
+from emoreg.alerts import Alert
 from emoreg.errors import ConfigError
 from emoreg.tokens import SCOPES, SIDES
 
@@ -163,6 +165,7 @@ class EmoRegConfig:
             value = getattr(self, name)
             if not _counts(value) and not (value is None and name == "emoreg_drift_steps"):
                 yield f"{name} must be a whole number >= 0, got {value!r}"
+        yield from (f"emoreg_alerts: {problem}" for problem in alerts.check(self.emoreg_alerts))
         blocks = self.emoreg_blocks
         if blocks is not None and not (blocks and all(map(_counts, blocks))):
             yield f"emoreg_blocks must list decoder blocks, counted from 0, got {blocks}"
@@ -187,11 +190,9 @@ class EmoRegConfig:
         return self.emoreg_reward
 
     @property
-    def alerts(self) -> Any:
+    def alerts(self) -> list[Alert]:
         """What raises an alert."""
-        from emoreg.alerts import Alert
-
-        return Alert.parse(self.emoreg_alerts)
+        return alerts.parse(self.emoreg_alerts)
 
     @property
     def active(self) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 from transformers import Trainer, TrainerControl, TrainerState
 
 from emoreg import boards
+from emoreg.alerting import AlertCallback
+from emoreg.alerts import Fired
 from emoreg.card import brief
 from emoreg.examples import Examples, Row
 from emoreg.journal import Journal
@@ -32,11 +34,8 @@ class Teller:
     ) -> None:
         self.trainer, self.terms, self.vectors, self.name = trainer, terms, vectors, name
         self.examples = Examples(terms.watched)
-        self.alerts: Any = None
-        if terms.config.emoreg_alerts:
-            from emoreg.alerting import AlertCallback
-
-            self.alerts = AlertCallback(trainer, terms.config.alerts, self._text)
+        alerts = terms.config.alerts
+        self.alerts = AlertCallback(trainer, alerts, self._text) if alerts else None
         self._journal: Journal | None = None
         self._tenth = -1
 
@@ -97,7 +96,7 @@ class Teller:
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         return self.examples.extremes(number, tokenizer, self.trainer.accelerator, emotions)
 
-    def _text(self, fired: Any) -> Row | None:
+    def _text(self, fired: Fired) -> Row | None:
         """The completion of this step that reads furthest beyond an alert's threshold."""
         emotion = fired.alert.name.rsplit("/", 1)[-1]
         if not self.terms.config.emoreg_log_texts or emotion not in self.terms.watched:

@@ -26,7 +26,12 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "sides": (["winner"], "emoreg_sides must name some of chosen, rejected, reference, desired"),
     "warmup": (1.5, "emoreg_warmup is a share in [0, 1], got 1.5"),
-    "drift_steps": (-5, "emoreg_drift_steps must be"),
+    "drift_steps": (-5, "emoreg_drift_steps must be a whole number >= 0, got -5"),
+    "drift_response_tokens": (None, "emoreg_drift_response_tokens must be a whole number >= 0"),
+    "drift_on_policy": ("often", "emoreg_drift_on_policy must be one of end, always, never"),
+    "reference_steps": (1.5, "emoreg_reference_steps must be a whole number >= 0, got 1.5"),
+    "log_texts": (-1, "emoreg_log_texts must be a whole number >= 0, got -1"),
+    "alerts": ({"reading/calm": {}}, "emoreg_alerts: alert 'reading/calm' needs `above` or"),
 }
 MORE_BAD = [
     ("penalize", {"desperate": -0.1}, "finite numbers >= 0, got {'desperate': -0.1}"),
