@@ -152,11 +152,9 @@ class EmotionRegularizer(TrainerCallback):
         self.attach()
         self._teller.begin(args, state, control)
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float], **_kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell the journal, and look at the alerts."""
-        self._teller.logged(args, state, control, logs)
+        self._teller.logged(args, state, control, kwargs["logs"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:
         """Give everything back."""

@@ -46,9 +46,7 @@ def main() -> None:
         peft_config=get_peft_config(model),
     )
     trainer.add_callback(EmotionRegularizer(trainer, vectors, emoreg))
-    trainer.add_callback(
-        DriftCallback(trainer, vectors, emoreg.emoreg_drift_prompts, emoreg.emoreg_drift_steps)
-    )
+    trainer.add_callback(DriftCallback.of(trainer, vectors, emoreg))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     trainer.save_state()
