@@ -68,10 +68,22 @@ METRICS = {
 }
 
 
+def metric_of(name: str) -> tuple[str, str] | None:
+    """The row of the table that a logged name belongs to, and its unit; None if there is none.
+
+    A regularizer that has a name has it after ``emoreg/``.
+    """
+    bare = re.sub(r"^eval_(\w+_)?(?=emoreg/)", "", name)
+    for sought in (bare, re.sub(r"^emoreg/[^/]+/", "emoreg/", bare)):
+        for metric, (unit, _meaning) in METRICS.items():
+            if re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(metric)), sought):
+                return metric, unit
+    return None
+
+
 def described(name: str) -> bool:
     """Whether a logged name is in the table."""
-    bare = re.sub(r"^eval_(\w+_)?(?=emoreg/)", "", name)
-    return any(re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(m)), bare) for m in METRICS)
+    return metric_of(name) is not None
 
 
 def markdown() -> str:

@@ -62,11 +62,11 @@ class Teller:
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float]
     ) -> None:
         """A line was logged, on every process."""
-        if self._journal is None:
-            return
-        boards.logged(self.trainer, self, logs)
-        if "loss" in logs:
-            self._tell_texts(state)
+        if self._journal is not None:
+            boards.logged(self.trainer, self, logs)
+            if "loss" in logs:
+                self._tell_texts(state)
+        # The alerts also hear what others measure before this one begins and after it has ended.
         if self.alerts is not None:
             self.alerts.on_log(args, state, control, logs=logs)
 
@@ -98,8 +98,10 @@ class Teller:
 
     def _text(self, fired: Fired) -> Row | None:
         """The completion of this step that reads furthest beyond an alert's threshold."""
-        emotion = fired.alert.name.rsplit("/", 1)[-1]
-        if not self.terms.config.emoreg_log_texts or emotion not in self.terms.watched:
+        key, watched = fired.alert.key, self.terms.watched
+        emotion = next((part for part in key.split("/") if part in watched), None)
+        elsewhere = key.startswith(("eval_", "emoreg/drift"))  # not read on this step's texts
+        if emotion is None or elsewhere or not self.terms.config.emoreg_log_texts:
             return None
         end = "lowest" if fired.alert.below else "highest"
         return next((r for r in self._extremes(1, [emotion]) if r["end"] == end), None)

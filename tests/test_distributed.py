@@ -13,8 +13,8 @@ import torch
 from cases import CASES, Case, regularize, trainer_of
 from launch import launch
 from trainers import Recorder
-from worker import texts_of
 from ways import COLUMNS, Grads, Step, apart, by_hand, marks, silence, unpadded
+from worker import texts_of
 
 
 class Row(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import zoo
 from models import vector_set
-from trainers import EVERYTHING, PROMPT_FILE, make_rows, make_trainer, make_vectors
+from trainers import EMOTIONS, EVERYTHING, PROMPT_FILE, make_rows, make_trainer, make_vectors
 
 from emoreg.callbacks import DriftCallback
 from emoreg.identity import identity
@@ -27,7 +27,9 @@ def logged_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     )  # fmt: skip
     knobs = {**EVERYTHING, "anchor": "base", "keep": 0.1, "warmup": 0.5}
     trainer.add_callback(EmotionRegularizer(trainer, make_vectors(), **knobs))
-    trainer.add_callback(DriftCallback(trainer, make_vectors(), prompts=PROMPT_FILE))
+    # As many emotions as a correlation with the published shift needs.
+    more = make_vectors((*EMOTIONS, "angry", "hopeful", "proud", "sad", "tired"))
+    trainer.add_callback(DriftCallback(trainer, more, prompts=PROMPT_FILE))
     trainer.train()
     pairs = zoo.make("DPO", tmp_path_factory.mktemp("pairs"))
     vectors = vector_set(card={"model": identity(pairs.model, pairs.processing_class)})
