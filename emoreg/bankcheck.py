@@ -11,8 +11,8 @@ from typing import Any
 
 from emoreg.bank import FILES, SPLITS, Text, choose, fingerprint, load_bank, load_dosage
 from emoreg.controls import bag_of_words_accuracy, bag_of_words_auroc, said
-from emoreg.drift import load_prompts
 from emoreg.files import write_atomic
+from emoreg.prompts import load_prompts
 from emoreg.rules import banned_pattern, duplicates, opening, person, problems, words
 
 LENGTHS = 0.08  # largest difference of an emotion's mean length from the mean of all

@@ -2,15 +2,100 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from transformers import Trainer
 
+from emoreg import host, wandb_resume
+from emoreg.header import header
+from emoreg.host import Loan
 from emoreg.journal import Journal
+from emoreg.trackers import boards_of
+from emoreg.vectors import EmotionVectors
+from emoreg.wandb_board import open_board
 
-_JOURNALS: WeakKeyDictionary[Trainer, tuple[Journal, list[int]]] = WeakKeyDictionary()
+REPORT = "report.html"
+ADDED = re.compile(r"emoreg/([^/]+/)?loss")  # what regularizers added to the loss
+
+log = logging.getLogger(__name__)
+
+
+class _Room:
+    """One run of a trainer, and who takes part in it."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.state, self.began = trainer.state, time.monotonic()
+        writes = trainer.is_world_process_zero()
+        self.journal = Journal(Path(str(trainer.args.output_dir)), writes)
+        self.guests: list[int] = []
+        self.board = open_board(trainer, self.journal)
+        if writes:
+            self.journal.listeners += boards_of(trainer, self.journal)
+        if self.board is not None:
+            self.journal.listeners.append(self.board)
+        self.journal.begin(self.state.global_step, **header(trainer))
+
+    def enter(self, guest: Any) -> None:
+        """A callback joins."""
+        self.guests.append(id(guest))
+        vectors = getattr(guest, "vectors", None)
+        if self.board is not None and isinstance(vectors, EmotionVectors):
+            self.board.use(vectors)
+
+    def end(self) -> None:
+        """The last has left."""
+        seconds = time.monotonic() - self.began
+        loss = task_loss([logs for _, logs in self.journal.run.logs])
+        self.journal.add("end", self.state.global_step, seconds=seconds, loss=loss)
+        report = self._report() if self.journal.writes else None
+        if self.board is not None:
+            self.board.finish(report)
+        self.close()
+
+    def close(self) -> None:
+        """Give back what was borrowed."""
+        if self.board is not None:
+            self.board.guard.give_back()
+
+    def _report(self) -> Path | None:
+        path = self.journal.path.with_name(REPORT)
+        try:
+            from emoreg.reporting import write_runs  # draws; a run that is cut off never needs it
+
+            write_runs([self.journal.run], path)
+        # Training is done and not yet saved: nothing that a page stumbles over may end the script.
+        except Exception as e:
+            text = (
+                f"{path.name} could not be made ({type(e).__name__}: {e}). Everything it would "
+                f"show is in {self.journal.path.name}: emoreg report {self.journal.path.parent}"
+            )
+            log.warning(text)
+            self.journal.add("note", self.state.global_step, text=text)
+            return None
+        return path
+
+
+# By identity: a trainer may be a dataclass, which cannot be hashed.
+_ROOMS: dict[int, _Room] = {}
+_TRAINING: set[int] = set()
+
+
+def expect(trainer: Trainer, guest: Any) -> None:
+    """Prepare for the first training of a trainer; every callback calls it when it is made.
+
+    A run that goes on from a checkpoint opens its run of wandb before callbacks are told that
+    training begins, and one that fails never tells them that it ends.
+    """
+    around = _training(weakref.ref(trainer))
+    Loan().go_around(trainer, "train", around)
+    weakref.finalize(guest, host.leave, weakref.ref(trainer), "train", around)
 
 
 def join(trainer: Trainer, guest: Any) -> Journal:
@@ -18,21 +103,77 @@ def join(trainer: Trainer, guest: Any) -> Journal:
 
     Every callback that joins when training begins leaves when it ends.
     """
-    if trainer not in _JOURNALS:
-        journal = Journal(Path(str(trainer.args.output_dir)), trainer.is_world_process_zero())
-        _JOURNALS[trainer] = (journal, [])
-        journal.begin(trainer.state.global_step)
-    journal, guests = _JOURNALS[trainer]
-    guests.append(id(guest))
-    return journal
+    room = _room(trainer)
+    if room is None:
+        _close(trainer)  # a run that failed
+        room = _ROOMS[id(trainer)] = _Room(trainer)
+        weakref.finalize(trainer, _ROOMS.pop, id(trainer), None)
+    if id(guest) not in room.guests:
+        room.enter(guest)
+    return room.journal
+
+
+def logged(trainer: Trainer, guest: Any, logs: Mapping[str, Any]) -> None:
+    """A line of the trainer's log, which every callback brings: the journal gets it once."""
+    room = _room(trainer)
+    if room is not None and room.guests[:1] == [id(guest)]:
+        numbers = {k: v for k, v in logs.items() if _is_number(v)}
+        room.journal.add("log", room.state.global_step, logs=numbers)
 
 
 def leave(trainer: Trainer, guest: Any) -> None:
     """The last to leave ends the journal and writes the report."""
-    if trainer not in _JOURNALS:
+    room = _room(trainer)
+    if room is None or id(guest) not in room.guests:
         return
-    journal, guests = _JOURNALS[trainer]
-    guests.remove(id(guest))
-    if not guests:
-        del _JOURNALS[trainer]
-        journal.add("end", trainer.state.global_step)
+    room.guests.remove(id(guest))
+    if not room.guests:
+        del _ROOMS[id(trainer)]
+        room.end()
+
+
+def task_loss(lines: list[dict[str, float]]) -> float | None:
+    """The mean of the logged losses, without what was added to them; None if none was logged."""
+    found = [
+        line["loss"] - sum(v for k, v in line.items() if ADDED.fullmatch(k) and v is not None)
+        for line in lines
+        if line.get("loss") is not None
+    ]
+    return sum(found) / len(found) if found else None
+
+
+def _room(trainer: Trainer) -> _Room | None:
+    """The room of the run under way; each run has a state of its own."""
+    room = _ROOMS.get(id(trainer))
+    return room if room is not None and room.state is trainer.state else None
+
+
+def _close(trainer: Trainer) -> None:
+    room = _ROOMS.pop(id(trainer), None)
+    if room is not None:
+        room.close()
+
+
+def _training(trainer: weakref.ref[Trainer]) -> Callable[..., Any]:
+    """Goes around `trainer.train` once; of several the outermost does what is to be done."""
+
+    def train(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        own, loan = trainer(), Loan()
+        outermost = own is not None and id(own) not in _TRAINING
+        if own is not None and outermost:
+            wandb_resume.lend(own, loan)
+            _TRAINING.add(id(own))
+        try:
+            return method(*args, **kwargs)
+        finally:
+            loan.give_back()
+            if own is not None and outermost:
+                _TRAINING.discard(id(own))
+                _close(own)
+            host.leave(trainer, "train", train)
+
+    return train
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,22 +1,31 @@
-"""When to measure; no maths."""
+"""When to measure drift; no maths."""
 
 from __future__ import annotations
 
-import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import Trainer, TrainerCallback
 
-from emoreg.base import adapters_off, has_adapters
-from emoreg.drift import Array, Drift, by_emotion, colon_readings, drift, load_prompts
+from emoreg import boards
+from emoreg.base import has_adapters
+from emoreg.baseline import Base, read_base
+from emoreg.card import brief
+from emoreg.catalogue import CATALOGUE
+from emoreg.config import CHOICES, EmoRegConfig
+from emoreg.drift import Drift
 from emoreg.errors import ConfigError
-from emoreg.files import write_atomic
 from emoreg.host import check_trainer, model_of
+from emoreg.journal import Journal
+from emoreg.prompts import OWN_PROMPTS, fingerprint, load_prompts
+from emoreg.series import Series, resumed
+from emoreg.snapshot import Gauge
 from emoreg.vectors import EmotionVectors
-from emoreg.wandb_media import log_drift
+
+TIMES = 10  # that drift is measured in a run
+ON_POLICY = CHOICES["emoreg_drift_on_policy"]
 
 log = logging.getLogger(__name__)
 
@@ -25,89 +34,157 @@ class DriftCallback(TrainerCallback):
     """Measures drift from the base at the start, every `drift_steps` and at the end of training.
 
     The base is the model with its adapters off; without adapters, the model at step 0. Scalars go
-    through the trainer's log; the whole history into ``drift.json`` in the output folder and, if
-    the trainer reports to wandb, into a table there.
+    through the trainer's log, everything into the run's journal.
 
     Args:
         trainer: The trainer.
         vectors: A set made for its model.
         prompts: File of drift prompts, JSON lines; emoreg's own by default.
-        drift_steps: Measure every so many steps; 0 only at the start and the end.
+        drift_steps: Measure every so many steps; 0 only at the start and the end; None ten times
+            in the run.
         facets: Facets to read; all by default.
         blocks: Blocks to read; the set's suggested ones by default.
+        response_tokens: Length of the base's responses, on which it and the model are read beside
+            the colon; 0 for none.
+        on_policy: When the model's own responses are read too: at the ``end``, ``always``, or
+            ``never``.
+        cache: Whether base readings are kept on disk, see `emoreg.baseline`, and had from there.
+
+    Attributes:
+        history: Step, and drift at the colon, of every measurement.
 
     Raises:
         TrainerError: Not a trainer.
         VectorMismatchError: The vectors were made for another model.
-        BankError: The prompts cannot be read.
-        ConfigError: On resuming full fine-tuning, whose base is no longer at hand.
+        BankError: The prompts cannot be read, or not be written in the chat template.
+        ConfigError: A knob is out of range; or on resuming full fine-tuning without what was read
+            at its step 0.
+        CaptureError: While training: no memory for a single prompt, or activations that are not
+            finite.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a knob of `EmoRegConfig`; see `of`
         self,
         trainer: Trainer,
         vectors: EmotionVectors,
         prompts: str | Path | None = None,
-        drift_steps: int = 0,
+        drift_steps: int | None = None,
         facets: list[str] | None = None,
         blocks: list[int] | None = None,
+        response_tokens: int = 32,
+        on_policy: str = "end",
+        cache: bool = True,
     ) -> None:
-        if drift_steps < 0:
-            raise ConfigError(f"drift_steps must be >= 0, got {drift_steps}.")
+        _check_knobs(drift_steps, on_policy)
         self.trainer = check_trainer(trainer)
-        self.probe = vectors.probe(facets, blocks)
+        probe = vectors.probe(facets, blocks)
         vectors.verify()
         vectors.check(model_of(trainer), trainer.processing_class, name=False)
         if vectors.caveat:
             log.warning(vectors.caveat)
-        self.prompts = load_prompts(prompts)
-        self.drift_steps = drift_steps
-        self.base: Array | None = None
+        self.vectors, self.file = vectors, Path(prompts or OWN_PROMPTS)
+        self.drift_steps, self.on_policy, self.cache = drift_steps, on_policy, cache
+        self.gauge = Gauge(
+            trainer.processing_class, load_prompts(self.file), probe, response_tokens
+        )
         self.history: list[tuple[int, Drift]] = []
+        self._series: Series | None = None
+        self._journal: Journal | None = None
+        self._every = 0
+        boards.expect(trainer, self)
+
+    @classmethod
+    def of(
+        cls, trainer: Trainer, vectors: EmotionVectors, config: EmoRegConfig, cache: bool = True
+    ) -> DriftCallback:
+        """The callback with the knobs of a configuration; raises as the class does."""
+        return cls(
+            trainer,
+            vectors,
+            config.emoreg_drift_prompts,
+            config.emoreg_drift_steps,
+            config.emoreg_facets,
+            config.emoreg_blocks,
+            config.emoreg_drift_response_tokens,
+            config.emoreg_drift_on_policy,
+            cache,
+        )
 
     def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
-        """Read the base, and measure once."""
-        model, state = model_of(self.trainer), self.trainer.state
+        """Read the base, and measure once, unless a resumed run has measured before."""
+        self._leave()  # a run of this trainer that an error ended
+        state = self.trainer.state
+        every = state.max_steps // TIMES if self.drift_steps is None else self.drift_steps
+        self._every = max(every, 0)
         if state.global_step == 0:
             self.history = []  # another run of the same trainer
-        if has_adapters(model):
-            with adapters_off(model):
-                self.base = self._read()
-        elif state.global_step == 0:
-            self.base = self._read()
-        else:
-            raise ConfigError(
-                f"Training resumes at step {state.global_step} without adapters, so the base that "
-                "drift is measured from is not at hand. Measure with adapters, or from step 0."
-            )
-        self._measure()
+        base = self._base(state.global_step)
+        self._journal = boards.join(self.trainer, self)
+        self._journal.add("baseline", state.global_step, **self._about(base))
+        if "previous" not in self._running.earlier:
+            self._measure()
 
     def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
-        """Measure every `drift_steps`."""
-        if self.drift_steps and self.trainer.state.global_step % self.drift_steps == 0:
+        """Measure every `drift_steps`; the end of training has a measurement of its own."""
+        state = self.trainer.state
+        due = self._every and state.global_step % self._every == 0
+        if due and state.global_step < state.max_steps:
             self._measure()
+
+    def on_save(self, *_args: Any, **_kwargs: Any) -> None:
+        """Put into the checkpoint what a resumed run needs."""
+        if self._series is not None:
+            self._series.keep(self._output / f"checkpoint-{self.trainer.state.global_step}")
+
+    def on_log(self, *_args: Any, **kwargs: Any) -> None:
+        """Bring a line of the log to the journal."""
+        boards.logged(self.trainer, self, kwargs["logs"])
 
     def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
-        """Measure the last time, unless this step has been measured."""
-        if not self.history or self.history[-1][0] != self.trainer.state.global_step:
-            self._measure()
-        if self.trainer.is_world_process_zero():
-            log_drift(self.trainer.args, self.history)
+        """Measure the last time: the best model, if that was loaded."""
+        self._measure(final=True)
+        self._leave()
 
-    def _read(self) -> Array:
-        values = colon_readings(
-            model_of(self.trainer), self.trainer.processing_class, self.prompts, self.probe
-        )
-        return by_emotion(values, self.probe)[1]
+    @property
+    def _output(self) -> Path:
+        return Path(str(self.trainer.args.output_dir))
 
-    def _measure(self) -> None:
-        assert self.base is not None
-        emotions = tuple(dict.fromkeys(e for _, e in self.probe.rows))
-        now = drift(self.base, self._read(), emotions)
-        self.history.append((self.trainer.state.global_step, now))
-        self._log(scalars(now))
-        if self.trainer.is_world_process_zero():
-            self._save()
+    @property
+    def _running(self) -> Series:
+        assert self._series is not None
+        return self._series
+
+    def _base(self, step: int) -> Base:
+        """Read the base, or have it from the run that is resumed."""
+        model, found = model_of(self.trainer), None
+        if step == 0 or has_adapters(model):
+            with self.trainer.accelerator.autocast():
+                found = read_base(model, self.gauge, self.cache)
+        if step == 0:
+            assert found is not None
+            self._series = Series(self.gauge, found.snapshot)
+            self._running.keep_base(self._output)
+        else:
+            base = found and found.snapshot
+            self._series = resumed(self.gauge, base, self._output, self._checkpoint(step))
+        return found or Base(self._running.base, False)
+
+    def _checkpoint(self, step: int) -> Path:
+        """The folder that training goes on from."""
+        given = self.trainer.args.resume_from_checkpoint
+        own = self._output / f"checkpoint-{step}"
+        return Path(given) if isinstance(given, str) and not own.is_dir() else own
+
+    def _measure(self, final: bool = False) -> None:
+        began, step = time.monotonic(), self.trainer.state.global_step
+        own = self.on_policy == "always" or (final and self.on_policy == "end")
+        with self.trainer.accelerator.autocast():
+            found = self._running.measure(model_of(self.trainer), step, own)
+        seconds = time.monotonic() - began
+        self.history.append((step, found.drift))
+        assert self._journal is not None
+        self._journal.add("drift", step, seconds=seconds, final=final, **found.event)
+        self._log({**found.scalars, "emoreg/drift_seconds": seconds})
 
     def _log(self, logs: dict[str, float]) -> None:
         """Log beside the trainer's own line, which stays due if it was."""
@@ -116,24 +193,52 @@ class DriftCallback(TrainerCallback):
         Trainer.log(self.trainer, logs)
         self.trainer.control.should_log = due
 
-    def _save(self) -> None:
-        rows = [
-            {"step": step, "structure": found.structure, "drift": found.sorted()}
-            for step, found in self.history
-        ]
-        path = Path(str(self.trainer.args.output_dir)) / "drift.json"
-        write_atomic(path, json.dumps(rows, indent=1, default=float) + "\n")
+    def _leave(self) -> None:
+        if self._journal is not None:
+            boards.leave(self.trainer, self)
+        self._journal = self._series = None
 
-
-def scalars(found: Drift) -> dict[str, float]:
-    """What is logged of a measurement."""
-    logs = {"emoreg/drift_mean_abs": float(np.abs(found.mean).mean())}
-    if len(found.emotions) > 2:
-        logs["emoreg/drift_structure"] = found.structure
-    for emotion, mean, low, high in found.sorted():
-        logs |= {
-            f"emoreg/drift/{emotion}": mean,
-            f"emoreg/drift_low/{emotion}": low,
-            f"emoreg/drift_high/{emotion}": high,
+    def _about(self, base: Base) -> dict[str, Any]:
+        """What the journal keeps of how drift is measured."""
+        adapters = has_adapters(model_of(self.trainer))
+        return {
+            **described(self.gauge, base.snapshot, self.file),
+            "on_policy": self.on_policy,
+            "drift_steps": self._every,
+            "vectors": brief(self.vectors.card),
+            "base": "adapters off" if adapters else "step-0 snapshot",
+            "cached": base.cached,
         }
-    return logs
+
+
+def described(gauge: Gauge, base: Any, file: Path) -> dict[str, Any]:
+    """What the journal keeps of the prompts, what is read on them, and the emotions."""
+    kinds, rows = gauge.kinds, gauge.probe.rows
+    entries = {e: CATALOGUE.entries.get(e) for e in gauge.emotions}
+    return {
+        "prompts": {
+            "file": file.name,
+            "hash": fingerprint(gauge.prompts),
+            "number": len(kinds),
+            "neutral": kinds.count("neutral"),
+            "challenging": kinds.count("challenging"),
+        },
+        "response_tokens": gauge.response_tokens if base.texts else 0,
+        "facets": list(dict.fromkeys(facet for facet, _ in rows)),
+        "blocks": list(gauge.probe.blocks),
+        "emotions": {
+            e: {
+                "valence": entry and entry.valence,
+                "arousal": entry and entry.arousal,
+                "cluster": (entry and entry.cluster) or None,
+            }
+            for e, entry in entries.items()
+        },
+    }
+
+
+def _check_knobs(drift_steps: int | None, on_policy: str) -> None:
+    if drift_steps is not None and drift_steps < 0:
+        raise ConfigError(f"drift_steps must be >= 0, got {drift_steps}.")
+    if on_policy not in ON_POLICY:
+        raise ConfigError(f"on_policy is one of {', '.join(ON_POLICY)}; got {on_policy!r}.")

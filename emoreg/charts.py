@@ -12,7 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import StringIO
+from types import MappingProxyType
 from typing import Any, NamedTuple
+from warnings import catch_warnings, filterwarnings
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -88,31 +90,36 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def inline_svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as SVG for a page that defines the variables of `THEME`.
+def inline_svg(
+    figure: Figure, name: str, label: str, theme: Mapping[str, str] = MappingProxyType(THEME)
+) -> str:
+    """The figure as SVG for a page that defines the variables of `theme`.
 
     Args:
         figure: A figure of this module.
         name: Unique on the page; every id inside gets it as a prefix.
         label: What a reader who cannot see the chart should hear.
+        theme: What each colour becomes on the page.
     """
     buffer = StringIO()
-    with rc_context(STYLE):
+    with rc_context(STYLE), catch_warnings():
+        # The page's own fonts draw the text; matplotlib's only measures it.
+        filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="svg", facecolor="none", edgecolor="none")
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.S)
     head, body = re.split(r"(?<=>)", svg[svg.index("<svg") :], maxsplit=1)
     used = set(re.findall(r"#(\w+)[\")]", body))
-    body = re.sub(r"<[^>]+>", lambda tag: _tidy(tag[0], name, used), body)
+    body = re.sub(r"<[^>]+>", lambda tag: _tidy(tag[0], name, used, theme), body)
     box = "".join(re.findall(r'viewBox="[^"]*"', head))
     opening = f'<svg {box} role="img" aria-label="{escape(label)}">'
     return opening + re.sub(r"\s*\n\s*", "\n", body).strip()
 
 
-def _tidy(tag: str, name: str, used: set[str]) -> str:
+def _tidy(tag: str, name: str, used: set[str], theme: Mapping[str, str]) -> str:
     """One tag of matplotlib's: ids unique or gone, colours themed, fonts and digits cut."""
     tag = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' * (m[1] in used), tag)
     tag = re.sub(r'xlink:href="#', f'href="#{name}-', tag).replace("url(#", f"url(#{name}-")
-    tag = re.sub(r"#[0-9a-f]{6}\b", lambda m: THEME.get(m[0], m[0]), tag)
+    tag = re.sub(r"#[0-9a-f]{6}\b", lambda m: theme.get(m[0], m[0]), tag)
     tag = re.sub(r' transform="rotate\(-0 [^"]*"|font-family:[^;"]*;? ?', "", tag)
     return re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,21 +51,22 @@ def parser() -> argparse.ArgumentParser:
     _add_generate(command("generate", later("run_generate"), "write stories with a model"))
     bank = command("bank", later("run_bank"), "check a bank against its rules, write its card")
     bank.add_argument("folder", type=Path, nargs="?", help="emoreg's own bank by default")
+    _add_drift(command("drift", later("run_drift", "compare"), "measure finished checkpoints"))
     demo = command("demo", run_demo, "train the embedded model three times and compare")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"))
     demo.add_argument("--seed", type=int, default=0)
-    report = command("report", run_report, "write a demo's report again from its summary.json")
-    report.add_argument("folder", type=Path)
+    report = command("report", run_report, "write the report of one run, or of several compared")
+    report.add_argument("folder", type=Path, nargs="+", help="a run's output folder, or a demo's")
+    report.add_argument("--format", choices=("html", "md"), default="html")
+    report.add_argument("--out", type=Path, help="report.html in the first folder; md is printed")
     return found
 
 
-def later(name: str) -> Run:
-    """A function of `emoreg.commands`, imported when called: models take seconds to import."""
+def later(name: str, module: str = "commands") -> Run:
+    """A function of a module, imported when called: models take seconds to import."""
 
     def run(flags: argparse.Namespace, console: Console) -> None:
-        from emoreg import commands
-
-        getattr(commands, name)(flags, console)
+        getattr(import_module(f"emoreg.{module}"), name)(flags, console)
 
     return run
 
@@ -132,6 +134,27 @@ def _add_generate(made: argparse.ArgumentParser) -> None:
     made.set_defaults(resumes=True)
 
 
+def _add_drift(made: argparse.ArgumentParser) -> None:
+    _add_model(made)
+    _add_set(made)
+    made.add_argument(
+        "--adapter",
+        type=Path,
+        action="append",
+        required=True,
+        help="folder of an adapter, or of a merged or fully fine-tuned model; may be repeated",
+    )
+    made.add_argument("--prompts", type=Path, help="JSON lines of drift prompts; emoreg's own")
+    made.add_argument("--out", type=Path, default=Path("runs/drift"))
+    made.add_argument("--response-tokens", type=int, default=32, help="0 reads the colon only")
+    made.add_argument("--on-policy", action=argparse.BooleanOptionalAction, default=True,
+                      help="read each model on its own responses too")  # fmt: skip
+    made.add_argument("--facets", nargs="+", metavar="FACET", help="all of the set by default")
+    made.add_argument("--blocks", type=blocks, help="the set's suggested ones by default")
+    made.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True,
+                      help="keep what the base reads on disk")  # fmt: skip
+
+
 def blocks(text: str) -> list[int]:
     """``10-20`` or ``8,12,16`` as a list."""
     found: list[int] = []
@@ -164,18 +187,45 @@ def run_demo(flags: argparse.Namespace, console: Console) -> None:
 
 
 def run_report(flags: argparse.Namespace, console: Console) -> None:
-    """Write the report of a finished demo again."""
-    from emoreg.errors import ReportError
-    from emoreg.reporting import write_report
+    """Write the report of runs, or of a finished demo again."""
+    from emoreg.files import write_atomic
+    from emoreg.journal import FILE, Run
+    from emoreg.reporting import markdown, write_runs
 
-    path = flags.folder / "summary.json"
+    first = flags.folder[0]
+    if (first / "summary.json").exists() and not (first / FILE).exists():
+        _report_demo(flags, console)
+        return
+    runs = [Run.load(folder) for folder in flags.folder]
+    if flags.format == "md" and not flags.out:
+        sys.stdout.write(markdown(runs))
+        return
+    if flags.format == "md":
+        path = write_atomic(flags.out, markdown(runs))
+    else:
+        path = write_runs(runs, flags.out or runs[0].folder / "report.html")
+    console.print(f"emoreg: wrote {path}", soft_wrap=True)
+
+
+def _report_demo(flags: argparse.Namespace, console: Console) -> None:
+    """A demo's page compares its arms by itself."""
+    from emoreg.demo_page import write_report
+    from emoreg.errors import ReportError
+
+    if len(flags.folder) > 1 or flags.format != "html":
+        raise ReportError(
+            f"{flags.folder[0]} is a demo: its page compares the three arms and is HTML. For one "
+            "arm, or as Markdown, name the arm's own folder."
+        )
+    path = flags.folder[0] / "summary.json"
     try:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise ReportError(
-            f"{path} cannot be read ({e}); run `emoreg demo --out {flags.folder}`."
+            f"{path} cannot be read ({e}); run `emoreg demo --out {flags.folder[0]}`."
         ) from e
-    console.print(f"emoreg: wrote {write_report(summary, flags.folder / 'report.html')}")
+    written = write_report(summary, flags.out or flags.folder[0] / "report.html")
+    console.print(f"emoreg: wrote {written}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,13 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emoreg.drift import Array, Drift, by_emotion, colon_readings, drift, load_prompts
+from emoreg.demo_page import write_report
+from emoreg.drift import Drift, drift
 from emoreg.errors import ConfigError, ReportError
 from emoreg.files import write_atomic
 from emoreg.probe import Probe
-from emoreg.reporting import write_report
+from emoreg.prompts import load_prompts
+from emoreg.snapshot import Array, by_emotion, colon_readings
 from emoreg.tiny import DRIFT_PROMPTS, MODEL
 from emoreg.tiny.behaviour import all_prompts, gamed_share
 from emoreg.tiny.vectors import NAMES, make_vectors, save_bank

@@ -1,4 +1,4 @@
-"""The report of a run as one HTML file; its sentences follow the numbers and their intervals."""
+"""The page of a demo: three arms compared in one HTML file; sentences follow the intervals."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def write_report(summary: Mapping[str, Any], path: Path) -> Path:
             + "\n  - ".join([*problems[:FEW], *more])
             + "\nRun `make demo` again: it writes runs/demo/summary.json with all of them."
         )
-    return write_page("report.html.j2", _context(summary), FILTERS, path)
+    return write_page("demo.html.j2", _context(summary), FILTERS, path)
 
 
 def verdict(held: Interval, own: Interval, free: Interval) -> str:

@@ -1,35 +1,19 @@
-"""Drift: how far readings on fixed prompts moved from the base, with intervals over prompts."""
+"""Drift: how far readings on the same prompts moved, with intervals over prompts."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
-from torch import nn
 
-from emoreg.bank import OWN_BANK
-from emoreg.errors import BankError
-from emoreg.probe import Probe
-from emoreg.tap import read
-from emoreg.tokens import colon_positions
+from emoreg.resampling import Array, correlation, discoveries, interval, paired_p, weights
+from emoreg.snapshot import Snapshot
 
-OWN_PROMPTS = OWN_BANK / "drift.jsonl"
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What a user said, up to the assistant's turn."""
-
-    kind: str  # neutral or challenging
-    messages: tuple[dict[str, str], ...]
+Q = 0.05  # share of false finds that is accepted among the emotions that are said to have moved
 
 
 @dataclass(frozen=True)
@@ -41,6 +25,8 @@ class Drift:
     now: Array  # (emotions,)
     low: Array  # (emotions,), 95 % bootstrap interval of the drift over prompts
     high: Array
+    p: Array  # (emotions,), paired t-test over prompts
+    q: Array  # after correction for the number of emotions
 
     @property
     def mean(self) -> Array:
@@ -52,7 +38,21 @@ class Drift:
         """Correlation of the emotions' profile, base to now; NaN for fewer than three emotions."""
         if len(self.emotions) < 3:
             return float("nan")
-        return float(np.corrcoef(self.base, self.now)[0, 1])
+        return float(correlation(self.base, self.now))
+
+    @property
+    def rose(self) -> list[str]:
+        """Emotions whose rise is more than chance, largest first."""
+        return [e for e, mean, low, _ in self._moved() if mean > 0 and low > 0]
+
+    @property
+    def fell(self) -> list[str]:
+        """Emotions whose fall is more than chance, largest first."""
+        return [e for e, mean, _, high in self._moved() if mean < 0 and high < 0][::-1]
+
+    def _moved(self) -> list[tuple[str, float, float, float]]:
+        found = {e for e, q in zip(self.emotions, self.q, strict=True) if q <= Q}
+        return [row for row in self.sorted() if row[0] in found]
 
     def sorted(self) -> list[tuple[str, float, float, float]]:
         """Emotion, drift, low, high: risers first."""
@@ -60,82 +60,7 @@ class Drift:
         return sorted(zip(self.emotions, *columns, strict=True), key=lambda row: -row[1])
 
 
-def load_prompts(path: str | Path | None = None) -> list[Prompt]:
-    """Read drift prompts: JSON lines with ``kind`` and either ``prompt`` or ``messages``.
-
-    Args:
-        path: A file; the bank's 128 prompts if None.
-
-    Raises:
-        BankError: A malformed line, or fewer than two prompts; the message names file and line.
-    """
-    path = Path(path or OWN_PROMPTS)
-    prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-            prompts.append(Prompt(str(row.get("kind", "neutral")), tuple(messages)))
-        except (ValueError, KeyError, AttributeError) as e:
-            raise BankError(
-                f"{path}, line {number}: {e!r}. "
-                'Wanted JSON like {"kind": "neutral", "prompt": "..."}.'
-            ) from e
-    if len(prompts) < 2:
-        raise BankError(f"{path} has {len(prompts)} prompts; wanted at least two, for an interval.")
-    return prompts
-
-
-def colon_readings(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], probe: Probe, batch_size: int = 16
-) -> Array:
-    """Readings at the colon of each prompt, mean over blocks, in σ.
-
-    No randomness is drawn and the model, its mode and the tokenizer are left as they were.
-
-    Args:
-        model: As it stands, adapters included.
-        tokenizer: Its tokenizer or processor, with a chat template.
-        prompts: Read in order, in batches of similar length.
-        probe: Which directions.
-        batch_size: Prompts in one forward.
-
-    Returns:
-        (prompts, rows of the probe).
-    """
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    device = next(model.parameters()).device
-    probe = probe.to(device)
-    ids = [
-        tokenizer.apply_chat_template(
-            list(p.messages), add_generation_prompt=True, return_dict=False
-        )
-        for p in prompts
-    ]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    out = np.zeros((len(ids), len(probe.rows)))
-    for start in range(0, len(order), batch_size):
-        group = order[start : start + batch_size]
-        width = max(len(ids[i]) for i in group)
-        batch = torch.zeros(len(group), width, dtype=torch.long)
-        mask = torch.zeros_like(batch)
-        for row, i in enumerate(group):
-            batch[row, : len(ids[i])], mask[row, : len(ids[i])] = torch.tensor(ids[i]), 1
-        acts = read(model, probe.blocks, input_ids=batch.to(device), attention_mask=mask.to(device))
-        at = colon_positions(mask).to(device)
-        rows = torch.arange(len(group), device=device)
-        found = probe.read({b: h[rows, at] for b, h in acts.items()})
-        out[group] = found.mean(0).double().cpu().numpy()
-    return out
-
-
-def by_emotion(values: Array, probe: Probe) -> tuple[tuple[str, ...], Array]:
-    """Mean over the facets of each emotion: (prompts, rows) -> emotions, (prompts, emotions)."""
-    names = tuple(dict.fromkeys(emotion for _, emotion in probe.rows))
-    return names, np.stack([values[:, probe.of(e)].mean(1) for e in names], 1)
-
-
-def drift(base: Array, now: Array, emotions: Sequence[str], seed: int = 0) -> Drift:
+def drift(base: NDArray[Any], now: NDArray[Any], emotions: Sequence[str], seed: int = 0) -> Drift:
     """Drift of each emotion, with the 95 % percentile bootstrap over prompts (paired).
 
     Args:
@@ -144,17 +69,109 @@ def drift(base: Array, now: Array, emotions: Sequence[str], seed: int = 0) -> Dr
         emotions: Names of the columns.
         seed: Of the bootstrap, which has its own generator.
     """
-    shift = now - base
-    if np.ptp(shift, axis=0).max() == 0:  # the resampled means are all the same
-        low = high = shift.mean(0)
-    else:
-        found = bootstrap(
-            (shift,),
-            np.mean,
-            axis=0,
-            method="percentile",
-            n_resamples=2000,
-            random_state=np.random.default_rng(seed),
-        ).confidence_interval
-        low, high = found.low, found.high
-    return Drift(tuple(emotions), base.mean(0), now.mean(0), low, high)
+    before, after = (np.asarray(x, dtype=np.float64) for x in (base, now))
+    low, high = interval(weights(len(before), seed) @ (after - before))
+    p = paired_p(after - before)
+    return Drift(tuple(emotions), before.mean(0), after.mean(0), low, high, p, discoveries(p))
+
+
+@dataclass(frozen=True)
+class Move:
+    """From the base to a model, at every place that both were read at, and since earlier reads.
+
+    Args:
+        emotions: The last axis of all readings.
+        blocks: Their middle axis.
+        kinds: The kind of each prompt.
+        base: What the base reads.
+        now: What the model reads.
+        previous: What it read at the measurement before, if there was one.
+        start: What it read at step 0, if that was before.
+    """
+
+    emotions: tuple[str, ...]
+    blocks: tuple[int, ...]
+    kinds: Sequence[str]
+    base: Snapshot
+    now: Snapshot
+    previous: Snapshot | None = None
+    start: Snapshot | None = None
+
+    @cached_property
+    def places(self) -> dict[str, Drift]:
+        """Place -> drift, mean over blocks."""
+        found = ((place, *self.pair(place)) for place in self.now.places)
+        return {place: drift(a.mean(1), b.mean(1), self.emotions) for place, a, b in found}
+
+    def pair(self, place: str) -> tuple[Array, Array]:
+        """Readings of base and model at a place, (prompts, blocks, emotions), float64.
+
+        The base's *own* responses are those that it is read on anyway.
+        """
+        base = self.base.places["response" if place == "own" else place]
+        return base.astype(np.float64), self.now.places[place].astype(np.float64)
+
+    def event(self) -> dict[str, Any]:
+        """Every place as the journal keeps it."""
+        return {place: self._place(place, found) for place, found in self.places.items()}
+
+    def _place(self, place: str, found: Drift) -> dict[str, Any]:
+        change, start = (self._since(place, s) for s in (self.previous, self.start))
+        base, now = self.pair(place)
+        shift = now - base
+        columns = (found.base, found.now, found.mean, found.low, found.high, found.p, found.q)
+        names = ("base", "now", "drift", "low", "high", "p", "q")
+        return {
+            "emotions": {
+                e: {
+                    **{name: float(c[i]) for name, c in zip(names, columns, strict=True)},
+                    "change": change and change[e],
+                    "start": start and start[e],
+                }
+                for i, e in enumerate(self.emotions)
+            },
+            "blocks": {str(b): self._named(shift[:, i].mean(0)) for i, b in enumerate(self.blocks)},
+            "kinds": {
+                kind: self._named(shift[[k == kind for k in self.kinds]].mean((0, 1)))
+                for kind in dict.fromkeys(self.kinds)
+            },
+        }
+
+    def _named(self, values: Array) -> dict[str, float]:
+        return dict(zip(self.emotions, values.tolist(), strict=True))
+
+    def _since(self, place: str, before: Snapshot | None) -> dict[str, dict[str, float]] | None:
+        """Emotion -> movement since an earlier read at that place, with its interval."""
+        if before is None or place not in before.places:
+            return None
+        then, now = (s.places[place].mean(1) for s in (before, self.now))
+        found = drift(then, now, self.emotions)
+        return {e: {"drift": m, "low": low, "high": high} for e, m, low, high in found.sorted()}
+
+
+def scalars(places: Mapping[str, Drift], stats: Mapping[str, Any]) -> dict[str, float]:
+    """What is logged of a measurement: everything of it that is a finite number.
+
+    Args:
+        places: Place -> drift.
+        stats: Of the colon, as `emoreg.shape.statistics` gives them.
+    """
+    logs = dict(_scalars(places, stats))
+    return {f"emoreg/drift{k}": float(v) for k, v in logs.items() if np.isfinite(v)}
+
+
+def _scalars(places: Mapping[str, Drift], stats: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for place, prefix in (("colon", ""), ("response", "_response"), ("own", "_own")):
+        if place in places:
+            for emotion, mean, low, high in places[place].sorted():
+                yield f"{prefix}/{emotion}", mean
+                if place == "colon":
+                    yield f"_low/{emotion}", low
+                    yield f"_high/{emotion}", high
+    yield "_rose", len(places["colon"].rose)
+    yield "_fell", len(places["colon"].fell)
+    yield "_mean_abs", stats["mean_abs"]
+    yield "_moved", stats["moved"]
+    for name in ("structure", "agreement", "valence", "arousal", "sonnet", "span"):
+        if stats[name] is not None:
+            yield f"_{name}", stats[name]["value"]

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,12 @@ class Run:
 
     def _restart(self, step: int) -> None:
         """A run that goes on from a checkpoint: what came after that step is computed again."""
-        self.logs = [row for row in self.logs if row[0] <= step]
+        if step == 0:  # another run, if the journal of the one before could not be moved away
+            self.controls, self.baseline = {}, {}
+        least = step if step > 0 else -1
+        self.logs = [row for row in self.logs if row[0] <= least]
         for events in (self.drifts, self.texts, self.alerts, self.notes):
-            events[:] = [event for event in events if int(event["step"]) <= step]
+            events[:] = [event for event in events if int(event["step"]) <= least]
         self.end = {}
 
     @classmethod
@@ -180,12 +184,14 @@ class Journal:
         """Append what is due; a line that was cut off, by a full disk or a kill, is taken back."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as file:
+            # Half a character, from a text that was cut, is written as JSON's escape of it.
+            due = memoryview("".join(self._due).encode("utf-8", "backslashreplace"))
+            with self.path.open("ab+", buffering=0) as file:  # a buffer would be written again
                 whole = _end_of_lines(file)
                 try:
                     file.truncate(whole)
-                    file.write("".join(self._due).encode("utf-8"))
-                    file.flush()
+                    while due:
+                        due = due[file.write(due) :]
                 except OSError:
                     file.truncate(whole)
                     raise
@@ -227,6 +233,8 @@ def _finite(value: Any) -> Any:
         return value
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, Integral):
+        return int(value)
     try:
         number = float(value)
     except (TypeError, ValueError):

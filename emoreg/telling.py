@@ -38,6 +38,7 @@ class Teller:
         self.alerts = AlertCallback(trainer, alerts, self._text) if alerts else None
         self._journal: Journal | None = None
         self._tenth = -1
+        boards.expect(trainer, self)
 
     def begin(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
         """Training begins."""

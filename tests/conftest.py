@@ -16,6 +16,7 @@ import pytest
 from works_with import Cell, marked, merged, read, versions, write
 
 pytest_plugins = ("pytester",)
+PAGES = ("test_boards", "test_compare", "test_demo", "test_report", "test_wandb")
 HOSTS = ("transformers", "trl", "peft", "accelerate")
 
 os.environ.update(
@@ -145,6 +146,13 @@ class Deprecations(logging.Handler):
         if module.split(".")[0] == "emoreg" and "deprecated" in text:
             where = (frame.f_code.co_filename, frame.f_lineno, module)
             warnings.warn_explicit(text, FutureWarning, *where)
+
+
+@pytest.fixture(autouse=True)
+def _few_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training ends with a page, which takes a second to draw: only where it is looked at."""
+    if not request.module.__name__.startswith(PAGES):
+        monkeypatch.setattr("emoreg.reporting.write_runs", lambda _runs, path: path)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from emoreg.cli import main
 from emoreg.demo import ARMS, Bench, about, arm_summary, recipe, run
+from emoreg.demo_page import write_report
 from emoreg.demo_tables import tables
 from emoreg.errors import ConfigError
-from emoreg.reporting import write_report
 
 STEPS = 30
 

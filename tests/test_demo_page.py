@@ -1,4 +1,4 @@
-"""The report says what the numbers say, in one file that needs no network."""
+"""The page of a demo says what the numbers say, in one file that needs no network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import defaultdict
 from functools import reduce
-from html.parser import HTMLParser
 from operator import getitem
 from pathlib import Path
 from random import Random
@@ -17,11 +16,12 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from html_page import Page
 
-from emoreg import charts, reporting
+from emoreg import charts, demo_page
 from emoreg.charts import Interval
+from emoreg.demo_page import compare, verdict, write_report
 from emoreg.errors import ReportError
-from emoreg.reporting import compare, verdict, write_report
 
 Summary = dict[str, Any]
 ROLE_OF = {"code": "train", "ledger": "train", "lab": "read", "boiler": "read", "essay": "test"}
@@ -73,7 +73,7 @@ def make_summary(*desperate: tuple[float, float, float]) -> Summary:
         "families": ROLE_OF,
         "emotions": {e: {"valence": v, "arousal": a} for e, (v, a, _) in EMOTIONS.items()},
         "base": {"task_loss": 1.92, "gamed": make_gamed(0.48, 0.49)},
-        **{key: make_arm(key, *row) for key, row in zip(reporting.ARMS, desperate, strict=True)},
+        **{key: make_arm(key, *row) for key, row in zip(demo_page.ARMS, desperate, strict=True)},
     }
 
 
@@ -85,36 +85,9 @@ def null() -> Summary:
     return make_summary((0.05, 0.02, 0.5), (-0.04, 0.0, 0.49), (0.02, -0.03, 0.48))
 
 
-class Page(HTMLParser):
-    """A page whose tags were checked to be balanced: its tags, attributes and text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open, self.tags, self.attributes, self.pieces = [], [], [], []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-        self.text = " ".join("".join(self.pieces).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.pieces.append(data if self.open and self.open[-1] != "style" else "")
-
-    def values(self, name: str) -> list[str | None]:
-        return [value for _, its_name, value in self.attributes if its_name == name]
-
-
 def words(summary: Summary, folder: Path) -> str:
     """What a reader of the report reads, charts aside: they take most of the time."""
-    with patch.object(reporting, "_figures", return_value=defaultdict(str)):
+    with patch.object(demo_page, "_figures", return_value=defaultdict(str)):
         return Page(write_report(summary, folder / "report.html").read_text("utf-8")).text
 
 
@@ -219,7 +192,7 @@ def test_all_problems_are_reported_together(tmp_path):
 
 def test_a_run_without_any_control_cannot_be_judged(tmp_path):
     summary = evaded()
-    for key in reporting.ARMS:
+    for key in demo_page.ARMS:
         summary[key]["weights"]["penalize"] = {}
     with pytest.raises(ReportError, match=r"weights\.penalize"):
         write_report(summary, tmp_path / "report.html")
@@ -259,7 +232,7 @@ def test_what_was_not_measured_is_a_dash_and_never_a_claim(tmp_path):
 
 def test_a_missing_history_is_said(tmp_path, html):
     summary = evaded()
-    for key, history in zip(reporting.ARMS, (None, [{"step": 1}], [{"loss": None}]), strict=True):
+    for key, history in zip(demo_page.ARMS, (None, [{"step": 1}], [{"loss": None}]), strict=True):
         summary[key]["history"] = history
     text = Page(write_report(summary, tmp_path / "report.html").read_text("utf-8")).text
     assert "No training history was recorded." in text
@@ -268,7 +241,7 @@ def test_a_missing_history_is_said(tmp_path, html):
 
 def test_the_penalty_is_not_counted_as_task_loss():
     history = [{"step": 1, "loss": 2.0, "emoreg/loss": 0.5}, {"step": 2, "loss": 1.0}]
-    assert reporting._series(history, "loss", "emoreg/loss") == ([1.0, 2.0], [1.5, 1.0])
+    assert demo_page._series(history, "loss", "emoreg/loss") == ([1.0, 2.0], [1.5, 1.0])
 
 
 def test_names_are_text_and_never_markup(tmp_path):
@@ -295,7 +268,7 @@ def test_small_drifts_are_drawn_small():
 
 def test_the_report_needs_neither_pyplot_nor_torch():
     loaded = (
-        "import sys, emoreg.reporting; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
+        "import sys, emoreg.demo_page; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True)
     assert done.stdout.strip() == b"set()"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,26 @@ from trainers import (
     logged,
     make_base,
     make_model,
+    make_rows,
     make_tokenizer,
     make_trainer,
     make_vectors,
 )
-from transformers import Trainer
+from transformers import LlamaForSequenceClassification, Trainer
 
+from emoreg import snapshot
 from emoreg.callbacks import DriftCallback
-from emoreg.drift import by_emotion, colon_readings, drift, load_prompts
-from emoreg.errors import BankError, ConfigError
+from emoreg.config import EmoRegConfig
+from emoreg.errors import BankError, CaptureError, ConfigError
+from emoreg.journal import Run
+from emoreg.prompts import Prompt, load_prompts
+from emoreg.snapshot import Gauge, by_emotion, colon_readings
 from emoreg.tap import Tap
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EMOREG_CACHE", str(tmp_path / "cache"))
 
 
 def watched(trainer: Trainer, **settings: Any) -> DriftCallback:
@@ -47,86 +56,102 @@ def in_sigma(size: float, emotion: str) -> float:
     return size / float(make_vectors().facets[0].sigma[EMOTIONS.index(emotion), 1])
 
 
+def gauge(tokens: int = 6, blocks: list[int] | None = None) -> Gauge:
+    probe = make_vectors().probe(None, blocks)
+    return Gauge(make_tokenizer(), load_prompts(PROMPT_FILE), probe, tokens)
+
+
 # --- readings -------------------------------------------------------------------------------
 
 
-def test_the_colon_is_read_alike_in_any_batch_and_order_and_by_hand() -> None:
-    model, tokenizer, probe = make_model(), make_tokenizer(), make_vectors().probe()
-    prompts = load_prompts(PROMPT_FILE)
-    together = colon_readings(model, tokenizer, prompts, probe)
-    for size in (1, 3):
-        found = colon_readings(model, tokenizer, prompts, probe, batch_size=size)
-        np.testing.assert_allclose(found, together, atol=1e-5)
-    turned = colon_readings(model, tokenizer, prompts[::-1], probe, batch_size=3)
-    np.testing.assert_allclose(turned[::-1], together, atol=1e-5)
-    emotions, means = by_emotion(together, probe)
-    for emotion in EMOTIONS:  # the mean of its facets
-        rows = [i for i, row in enumerate(probe.rows) if row[1] == emotion]
-        wanted = together[:, rows].sum(1) / len(rows)
-        np.testing.assert_allclose(means[:, emotions.index(emotion)], wanted)
-    for prompt, found in zip(prompts, together, strict=True):
+def by_hand(model: Any, ids: list[int], at: list[int], block: int) -> np.ndarray:
+    """Mean reading of each emotion over some positions, and over its facets."""
+    hand, facets = read_by_hand(model, ids, at), make_vectors().facets
+    return np.array(
+        [
+            np.mean([hand[f.name, e, block].mean().item() for f in facets if e in f.emotions])
+            for e in EMOTIONS
+        ]
+    )
+
+
+@pytest.mark.parametrize("budget", [1, 60, 8192])
+def test_colon_and_response_are_read_as_by_hand_in_any_batch(
+    budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "BATCH_TOKENS", budget)
+    model, tokenizer, own = make_model(), make_tokenizer(), gauge(blocks=[0, 2])
+    with model.disable_adapter():
+        base = own.base(model)
+    now = own.now(model, base, own=True)
+    assert set(base.places) == {"colon", "response"}
+    assert set(now.places) == {"colon", "response", "own"}
+    assert now.places["own"].shape == (4, 2, len(EMOTIONS))
+    for n, prompt in enumerate(own.prompts):
         text = f"<|user|>{prompt.messages[0]['content']}<end><|assistant|>"
         ids = tokenizer(text)["input_ids"]
-        hand = read_by_hand(model, ids, [len(ids) - 1])
-        wanted = [hand[facet, emotion, 1].item() for facet, emotion in probe.rows]
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        said = base.texts[n]
+        assert 1 <= len(said) <= 6
+        over = list(range(len(ids), len(ids) + len(said)))
+        for at, block in enumerate((0, 2)):
+            for place, positions in (("colon", [len(ids) - 1]), ("response", over)):
+                hand = by_hand(model, [*ids, *said], positions, block)
+                np.testing.assert_allclose(now.places[place][n, at], hand, atol=1e-5)
+                with model.disable_adapter():
+                    hand = by_hand(model, [*ids, *said], positions, block)
+                np.testing.assert_allclose(base.places[place][n, at], hand, atol=1e-5)
+    assert np.abs(now.places["own"] - now.places["response"]).max() > 0.1  # control
 
 
-def test_the_own_prompts_are_of_both_kinds() -> None:
-    kinds = [p.kind for p in load_prompts()]
-    assert len(kinds) == 128
-    assert set(kinds) == {"neutral", "challenging"}
+def test_the_activation_at_the_colon_is_kept_as_its_mean_and_mean_length() -> None:
+    model, own = make_base(), gauge(0)
+    found, tokenizer, acts = own.base(model), make_tokenizer(), []
+    for prompt in own.prompts:
+        text = f"<|user|>{prompt.messages[0]['content']}<end><|assistant|>"
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            acts.append(model(ids, output_hidden_states=True).hidden_states[2][0, -1])
+    np.testing.assert_allclose(found.mean[0], torch.stack(acts).mean(0), atol=1e-5)
+    lengths = torch.stack(acts).norm(dim=-1)
+    assert found.length[0] == pytest.approx(float(lengths.mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"prompt": "a"}\n{"prompt":', "line 2"),
-        ('{"prompt": "a"}\n{"kind": "neutral"}', "line 2.*prompt"),
-        ('["a"]\n', "line 1"),
-        ('{"prompt": "a"}\n', "has 1 prompts; wanted at least two"),
-        ("", "has 0 prompts"),
-    ],
-)
-def test_a_prompt_file_that_cannot_serve_is_refused(
-    text: str, message: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(BankError, match=f"(?s)prompts.jsonl.*{message}"):
-        load_prompts(path)
+def test_readings_by_row_are_those_by_emotion_before_the_mean_over_facets() -> None:
+    model, probe, prompts = make_model(), make_vectors().probe(), load_prompts(PROMPT_FILE)
+    rows = colon_readings(model, make_tokenizer(), prompts, probe)
+    emotions, means = by_emotion(rows, probe)
+    for emotion in EMOTIONS:
+        at = [i for i, row in enumerate(probe.rows) if row[1] == emotion]
+        wanted = rows[:, at].sum(1) / len(at)
+        np.testing.assert_allclose(means[:, emotions.index(emotion)], wanted, rtol=1e-5)
+    np.testing.assert_allclose(means, gauge(0).base(model).places["colon"][:, 0], atol=1e-6)
 
 
-# --- the interval ---------------------------------------------------------------------------
+def test_without_a_head_or_without_tokens_only_the_colon_is_read() -> None:
+    base = make_base()
+    reward = LlamaForSequenceClassification(base.config)
+    reward.model.load_state_dict(base.model.state_dict())
+    for model, tokens in ((reward, 6), (base, 0)):
+        own = gauge(tokens)
+        found = own.base(model)
+        assert set(found.places) == set(own.now(model, found, own=True).places) == {"colon"}
+        np.testing.assert_allclose(
+            found.places["colon"], gauge(6).base(base).places["colon"], atol=1e-5
+        )
 
 
-def test_a_planted_shift_is_measured_in_sigma() -> None:
-    model, tokenizer, probe = make_model(), make_tokenizer(), make_vectors().probe()
-    prompts = load_prompts(PROMPT_FILE)
-    emotions, base = by_emotion(colon_readings(model, tokenizer, prompts, probe), probe)
-    with plant(model, "afraid", 0.7):
-        now = by_emotion(colon_readings(model, tokenizer, prompts, probe), probe)[1]
-    found = drift(base, now, emotions)
-    name, mean, low, high = next(row for row in found.sorted() if row[0] == "afraid")
-    assert mean == pytest.approx(in_sigma(0.7, "afraid"), rel=1e-5)
-    assert low - 1e-5 <= mean <= high + 1e-5
-    calm = (emotions.index("calm"), make_vectors().facets[0])
-    across = calm[1].directions[calm[0], 1] @ calm[1].directions[emotions.index(name), 1]
-    assert abs(across) < 0.9  # control: the other emotion is another direction
-    assert abs(found.mean[emotions.index("calm")]) < mean
+def test_prompts_that_leave_no_room_for_a_response_are_refused() -> None:
+    prompts = [Prompt("neutral", ({"role": "user", "content": "tea " * n},)) for n in (2, 900)]
+    own = Gauge(make_tokenizer(), prompts, make_vectors().probe(), 200)
+    with pytest.raises(BankError, match=r"prompt 2 has \d+ tokens; with 200 .* context of 1024"):
+        own.base(make_base())
 
 
-def test_the_interval_covers_the_truth_about_nineteen_times_in_twenty_and_is_deterministic() -> (
-    None
-):
-    rng, truth = np.random.default_rng(0), 0.4
-    base = rng.normal(size=(64, 300))  # every column is one experiment of 64 prompts
-    now = base + truth + rng.normal(size=base.shape)
-    found, again = (drift(base, now, [str(i) for i in range(300)]) for _ in range(2))
-    assert 0.89 < np.mean((found.low <= truth) & (truth <= found.high)) < 0.985
-    assert np.mean((found.low <= 0) & (found.high >= 0)) < 0.2  # control: it excludes the false
-    assert (found.low == again.low).all()
-    assert (found.high == again.high).all()
+def test_broken_weights_are_said_to_be_broken() -> None:
+    model = make_base()
+    model.model.layers[1].mlp.down_proj.weight.data.fill_(float("nan"))
+    with pytest.raises(CaptureError, match=r"Block 1 gives NaN .* prompt"):
+        gauge(0).base(model)
 
 
 # --- the callback ---------------------------------------------------------------------------
@@ -144,48 +169,56 @@ def test_drift_is_zero_at_step_zero_and_what_was_planted_at_the_end(tmp_path: Pa
     )
     trainer.train()
     taps[0].close()
-    for kind in ("drift", "drift_low", "drift_high"):
+    for kind in ("drift", "drift_low", "drift_high", "drift_response"):
         first, last = logged(trainer, f"emoreg/{kind}/afraid")
         assert first == 0
         assert last == pytest.approx(in_sigma(0.7, "afraid"), rel=1e-4)
+    assert len(logged(trainer, "emoreg/drift_own/afraid")) == 1  # at the end only
     assert logged(trainer, "emoreg/drift_structure")[0] == pytest.approx(1)
     assert [step for step, _ in callback.history] == [0, 2]
-    rows = json.loads((folder / "drift.json").read_text(encoding="utf-8"))
-    assert [row["step"] for row in rows] == [0, 2]
-    emotion, mean, low, high = rows[1]["drift"][0]  # the first riser
-    assert (emotion, mean) == ("afraid", logged(trainer, "emoreg/drift/afraid")[1])
-    assert low <= mean + 1e-9
-    assert mean <= high + 1e-9
+    assert callback.history[1][1].rose[0] == "afraid"
+    across = make_vectors().facets[0].directions[:, 1] @ make_vectors().facets[0].directions[0, 1]
+    assert across[1:].abs().max() < 0.9  # control: the other emotions are other directions
+    found = Run.load(folder)
+    assert [(event["step"], event["final"]) for event in found.drifts] == [(0, False), (2, True)]
+    rows = found.drifts[1]["places"]["colon"]["emotions"]
+    assert rows["afraid"]["drift"] == logged(trainer, "emoreg/drift/afraid")[1]
+    assert rows["afraid"]["start"]["drift"] == pytest.approx(rows["afraid"]["drift"])
+    assert found.drifts[0]["places"]["colon"]["emotions"]["afraid"]["change"] is None
+    assert found.baseline["prompts"]["challenging"] == 2
+    assert (found.baseline["base"], found.baseline["on_policy"]) == ("adapters off", "end")
 
 
-def test_the_base_of_adapters_is_the_model_without_them_also_on_resuming(tmp_path: Path) -> None:
-    def run(steps: int, resume: str | None = None) -> list[float]:
-        trainer = make_trainer(
-            tmp_path, max_steps=steps, save_strategy="steps", save_steps=1, save_only_model=False
-        )
-        watched(trainer, drift_steps=1)
-        trainer.train(resume_from_checkpoint=resume)
-        return logged(trainer, "emoreg/drift/calm")
-
-    whole = run(2)
-    assert abs(whole[0]) > 1e-3  # adapters that are awake differ from the base at once
-    resumed = run(2, str(tmp_path / "checkpoint-1"))
-    assert resumed[-2:] == pytest.approx(whole[-2:], rel=1e-3)
-
-
-def test_full_fine_tuning_drifts_from_its_own_start_and_cannot_resume(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("steps", "every", "wanted"),
+    [(20, None, list(range(0, 21, 2))), (4, None, [0, 4]), (4, 0, [0, 4]), (5, 2, [0, 2, 4, 5])],
+)
+def test_it_measures_ten_times_in_a_run_unless_told_otherwise(
+    steps: int, every: int | None, wanted: list[int], tmp_path: Path
+) -> None:
     trainer = make_trainer(
-        tmp_path, make_base(), max_steps=2, save_strategy="steps", save_steps=1, learning_rate=1e-3
+        tmp_path, max_steps=steps, per_device_train_batch_size=1, rows=make_rows(2)
     )
-    watched(trainer)
+    callback = watched(trainer, drift_steps=every, response_tokens=0)
     trainer.train()
-    first, last = logged(trainer, "emoreg/drift_mean_abs")
-    assert first == 0
-    assert last > 1e-3
-    resumed = make_trainer(tmp_path, make_base(), max_steps=2)
-    watched(resumed)
-    with pytest.raises(ConfigError, match="resumes at step 1 without adapters"):
-        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert [step for step, _ in callback.history] == wanted
+
+
+@pytest.mark.parametrize(("when", "wanted"), [("never", 0), ("end", 1), ("always", 3)])
+def test_a_model_is_read_on_its_own_responses_as_often_as_asked(
+    when: str, wanted: int, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path, max_steps=2, per_device_train_batch_size=4)
+    config = EmoRegConfig.of(
+        drift_prompts=str(PROMPT_FILE), drift_steps=1, drift_on_policy=when, blocks=[0],
+        drift_response_tokens=5,
+    )  # fmt: skip
+    trainer.add_callback(DriftCallback.of(trainer, make_vectors(), config))
+    trainer.train()
+    assert len(logged(trainer, "emoreg/drift_own/calm")) == wanted
+    assert len(logged(trainer, "emoreg/drift_response/calm")) == 3
+    assert Run.load(tmp_path).baseline["response_tokens"] == 5
+    assert list(Run.load(tmp_path).drifts[-1]["places"]["colon"]["blocks"]) == ["0"]
 
 
 def test_the_trainers_own_log_is_the_same_with_and_without(tmp_path: Path) -> None:
@@ -205,9 +238,29 @@ def test_the_trainers_own_log_is_the_same_with_and_without(tmp_path: Path) -> No
 
     plain = lines()
     assert [row["step"] for row in plain if "mean_token_accuracy" in row] == [2, 4]
-    assert lines({"drift_steps": 1}) == plain
+    assert lines({"drift_steps": 1, "on_policy": "always"}) == plain
 
 
-def test_drift_steps_below_zero_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="drift_steps must be >= 0, got -1"):
-        watched(make_trainer(tmp_path), drift_steps=-1)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"drift_steps": -1}, "drift_steps must be >= 0, got -1"),
+        ({"response_tokens": -1}, "response_tokens must be >= 0, got -1"),
+        ({"on_policy": "sometimes"}, "on_policy is one of end, always, never; got 'sometimes'"),
+    ],
+)
+def test_knobs_out_of_range_are_refused(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        watched(make_trainer(tmp_path), **settings)
+
+
+def test_bf16_models_under_autocast_are_read_alike_at_base_and_now(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, make_model(awake=False).to(torch.bfloat16), bf16=True, learning_rate=0.0
+    )
+    callback = watched(trainer)
+    trainer.train()
+    assert logged(trainer, "emoreg/drift_mean_abs") == [0, 0]
+    assert np.abs(callback.history[-1][1].base).max() > 0.1  # control: something was read

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,10 @@ from trainers import (
 from transformers import Trainer
 
 from emoreg.callbacks import DriftCallback
-from emoreg.drift import by_emotion, colon_readings, load_prompts
+from emoreg.journal import Run
+from emoreg.prompts import load_prompts
 from emoreg.regularizer import EmotionRegularizer
+from emoreg.snapshot import by_emotion, colon_readings
 
 State = dict[str, Any]
 
@@ -148,7 +149,7 @@ def test_a_second_run_of_the_same_trainer_is_controlled_like_the_first(tmp_path:
     assert_same(recorder.grads[3], recorder.grads[0], rtol=0, atol=0)
     steps = [row["step"] for row in trainer.state.log_history if "emoreg/drift/calm" in row]
     assert steps == [0, 1, 2, 3]
-    assert [row["step"] for row in json.loads((tmp_path / "drift.json").read_bytes())] == steps
+    assert [event["step"] for event in Run.load(tmp_path).drifts] == steps
 
 
 def test_parameters_that_the_user_froze_stay_frozen(tmp_path: Path) -> None:

@@ -1,0 +1,207 @@
+"""Figures of a run show its numbers, whatever the run has; colours can be told apart and read."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+import runs
+from emoreg import run_lines, shades
+from emoreg.chart_parts import spaced
+from emoreg.charts import INK, PAPER, inline_svg
+from emoreg.errors import ReportError
+from emoreg.journal import Run
+from emoreg.run_charts import block_emotions, block_steps, drift_forest, emotion_steps, wheel
+from emoreg.run_view import View
+
+FIGURES = (emotion_steps, block_steps, block_emotions, drift_forest, wheel)
+
+
+@pytest.fixture(scope="module", name="run")
+def _run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return runs.write_run(tmp_path_factory.mktemp("run"), "with-control", runs.HELD, 1.0)
+
+
+def labels(figure: Figure) -> list[str]:
+    return [t.get_text() for t in figure.axes[0].get_yticklabels()]
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_every_figure_is_drawn_for_any_logger_and_refused_without_a_drift(draw, run, tmp_path):
+    path = tmp_path / "f.png"
+    draw(run).savefig(path)
+    assert path.stat().st_size > 4000
+    empty = Run(tmp_path, header=dict(run.header), logs=list(run.logs))
+    with pytest.raises(ReportError, match="with-control: no measurement of drift"):
+        draw(empty)
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+@pytest.mark.parametrize("wide", [True, False])
+def test_what_is_missing_leaves_a_gap_and_not_an_error(draw, wide, tmp_path):
+    odd = runs.write_run(tmp_path, means={"calm": 0.4, "没有": -0.2}, measurements=2)
+    odd.baseline["emotions"] = {"calm": {"valence": None, "arousal": 3}}
+    odd.drifts[0]["places"] = {}
+    colon = odd.drifts[1]["places"]["colon"]
+    colon["emotions"]["没有"] = None
+    colon["blocks"] = {"3": {"calm": None}}
+    assert inline_svg(draw(odd, wide), "x", "a label").startswith("<svg")
+
+
+def test_the_forest_is_sorted_and_its_marks_are_the_claims(run):
+    figure = drift_forest(run)
+    rows = run.drifts[-1]["places"]["colon"]["emotions"]
+    order = sorted(rows, key=lambda e: rows[e]["drift"])
+    assert [name.removesuffix(" *") for name in labels(figure)] == order
+    assert [name for name in labels(figure) if name.endswith("*")] == ["desperate *", "calm *"]
+    marks = [line for line in figure.axes[0].lines if line.get_marker() in "^vo"]
+    for emotion, mark in zip(order, marks, strict=True):
+        assert mark.get_xdata()[0] == rows[emotion]["drift"]
+        moved = rows[emotion]["q"] <= 0.05
+        wanted = ("^" if rows[emotion]["drift"] > 0 else "v") if moved else "o"
+        assert mark.get_marker() == wanted
+    assert {mark.get_marker() for mark in marks} == {"^", "v", "o"}  # control
+
+
+def test_the_forest_grows_with_the_emotions_and_names_each(tmp_path):
+    few, many = (
+        runs.write_run(tmp_path / str(n), means=runs.many(n), measurements=2) for n in (8, 171)
+    )
+    small, large = drift_forest(few), drift_forest(many)
+    assert len(labels(small)) == 8
+    assert len(set(labels(large))) == 171
+    for figure, number in ((small, 8), (large, 171)):
+        box = figure.axes[0].get_position().height * figure.get_size_inches()[1] * 72
+        assert box / number > 18  # pixels for a row
+    assert len(labels(drift_forest(many, most=40))) == 40
+
+
+def test_a_heat_map_holds_the_numbers_and_shades_them_by_size(run):
+    figure = block_emotions(run)
+    found = run.drifts[-1]["places"]["colon"]["blocks"]
+    cells = [t.get_text() for t in figure.axes[0].texts]
+    names = [name.removesuffix(" *") for name in labels(figure)]
+    wanted = [found[b][e] for e in names for b in ("2", "3", "4")]
+    said = ["0" if abs(x) < 0.05 else f"{x:+.1f}".replace("-", "−") for x in wanted]
+    assert cells == said
+    limit = max(map(abs, wanted))
+    inked = {shades.colour(x, limit) for x in wanted}
+    drawn = {
+        "#" + "".join(f"{round(255 * c):02x}" for c in patch.get_facecolor()[:3])
+        for patch in figure.axes[0].patches
+    }
+    assert drawn == inked
+    assert len(drawn) > 6  # control
+
+
+def test_many_steps_are_thinned_and_the_ends_stay(tmp_path):
+    run = runs.write_run(tmp_path, means={"calm": 1.0, "sad": 0.1}, measurements=31)
+    for wide, most in ((True, 16), (False, 6)):
+        steps = [int(t.get_text()) for t in emotion_steps(run, wide).axes[0].get_xticklabels()]
+        assert len(steps) == most
+        assert (steps[0], steps[-1]) == (0, 60)
+    assert spaced([1, 2, 3], 5) == [1, 2, 3]
+
+
+def test_the_wheel_places_emotions_by_their_ratings_and_sizes_them_by_drift(run):
+    ax = wheel(run).axes[0]
+    rated = run.baseline["emotions"]
+    drift = {e: r["drift"] for e, r in run.drifts[-1]["places"]["colon"]["emotions"].items()}
+    order = sorted(drift, key=lambda e: -abs(drift[e]))
+    sizes = [c.get_sizes()[0] for c in ax.collections]
+    assert sizes == sorted(sizes, reverse=True)
+    for emotion, mark in zip(order, ax.collections, strict=True):
+        x, y = mark.get_offsets()[0]
+        assert (x, y) == pytest.approx((rated[emotion]["valence"], rated[emotion]["arousal"]))
+    assert {t.get_text() for t in ax.texts} <= set(drift)
+
+
+def test_labels_do_not_lie_on_each_other(tmp_path):
+    run = runs.write_run(tmp_path, means=runs.many(), measurements=2)
+    figure = wheel(run)
+    figure.canvas.draw()
+    boxes = [t.get_window_extent().shrunk(0.9, 0.8) for t in figure.axes[0].texts]
+    assert len(boxes) > 30  # control: there is a crowd
+    assert not [1 for a, b in combinations(boxes, 2) if a.overlaps(b)]
+
+
+def test_curves_have_bands_and_alerts_and_a_panel_for_each_run(run, tmp_path):
+    free = runs.write_run(tmp_path, "no-control")
+    views = [View.of(run), View.of(free)]
+    figure = run_lines.drift_curves(views, ["calm", "desperate"], True)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["with-control", "no-control"]
+    assert len({ax.get_ylim() for ax in figure.axes}) == 1
+    ax = figure.axes[0]
+    assert len(ax.collections) == 2  # bands
+    assert [t.get_text() for t in ax.texts] == ["alert"]
+    calm = next(line for line in ax.lines if line.get_marker() == "o")
+    rows = [d["places"]["colon"]["emotions"]["calm"]["drift"] for d in run.drifts]
+    assert list(calm.get_ydata()) == rows
+
+
+def test_the_penalty_is_not_counted_as_task_loss(run):
+    (steps, values), raw = View.of(run).series("loss", "loss"), View.of(run).series("learning_rate")
+    logged = {s: row["loss"] - row["emoreg/loss"] for s, row in run.logs}
+    assert dict(zip(steps, values, strict=True)) == logged
+    assert set(raw[1]) == {5e-4}  # control: nothing is taken off elsewhere
+    named = Run(run.folder, logs=[(1, {"loss": 2.0, "emoreg/a/loss": 0.5, "emoreg/b/loss": 0.25})])
+    named.controls = {"a": {}, "b": {}}
+    assert View.of(named).series("loss", "loss") == ([1], [1.25])
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, WCAG 2."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_numbers_can_be_read_on_every_shade_and_lines_be_seen(dark):
+    ink, paper = (shades.DARK_INK, shades.DARK_PAPER) if dark else (INK, PAPER)
+    for kind in shades.SHADES:
+        steps = [shades.shade(kind, i, dark) for i in range(1, shades.LEVELS + 1)]
+        assert min(contrast(ink, s) for s in steps) >= 4.5
+        falling = [contrast(paper, s) for s in steps]
+        assert falling == sorted(falling)  # deeper is further from the paper
+    assert min(contrast(pair[dark], paper) for pair in shades.LINES) >= 4.5
+    assert contrast(ink, paper) > 12  # control
+
+
+def blue_blind(colour: str) -> tuple[float, float]:
+    """What deuteranopia leaves: lightness, and yellow against blue."""
+    r, g, b = to_rgb(colour)
+    return 0.3 * r + 0.6 * g + 0.1 * b, b - (0.35 * r + 0.65 * g)
+
+
+def test_rise_and_fall_differ_for_eyes_that_do_not_tell_red_from_green():
+    for at in range(2, shades.LEVELS + 1):
+        up, down = (blue_blind(shades.shade(kind, at))[1] for kind in ("up", "down"))
+        assert down - up > 0.04 * at
+
+
+def test_the_style_sheet_has_the_colours_that_charts_are_drawn_in():
+    css = (Path(shades.__file__).parent / "templates" / "style.css").read_text("utf-8")
+    light, dark = re.findall(r":root \{(.*?)\}", css, flags=re.DOTALL)[:2]
+    defined: list[dict[str, Any]] = [
+        dict(re.findall(r"--([\w-]+): (#\w{6})", part)) for part in (light, dark)
+    ]
+    assert (defined[0]["ink"], defined[0]["card"]) == (INK, PAPER)
+    assert (defined[1]["ink"], defined[1]["card"]) == (shades.DARK_INK, shades.DARK_PAPER)
+    assert (defined[0]["rise"], defined[1]["rise"]) == shades.SHADES["up"]
+    for theme in defined:
+        for name in ("ink", "muted", "rise", "fall", "emoreg"):
+            assert min(contrast(theme[name], theme[on]) for on in ("page", "card")) >= 4.5
+    for hexadecimal, variable in shades.THEME.items():
+        name = variable[6:-1]
+        assert name in defined[0] or f"--{name}: {hexadecimal};" in shades.css()
