@@ -116,9 +116,10 @@ class Window:
         """What counts, and whether any process does not know, (2,)."""
         told = [count for count in self._counts if count is not None]
         untold = float(len(told) < len(self._counts) or not told)
-        both = torch.tensor([sum(told), untold], device=self.trainer.accelerator.device)
+        both = torch.tensor([sum(told), untold])
         if self._ranks(unit) > 1:
-            both = self.trainer.accelerator.reduce(both, "sum")
+            accelerator = self.trainer.accelerator
+            both = accelerator.reduce(both.to(accelerator.device), "sum").cpu()
         return both
 
     def _ranks(self, unit: Unit) -> int:

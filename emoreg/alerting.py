@@ -21,6 +21,7 @@ from emoreg import boards
 from emoreg.alerts import Alert, Fired, finite, parse, quoted
 from emoreg.host import check_trainer, log_kind
 from emoreg.journal import Event, Journal
+from emoreg.processes import shared
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +154,10 @@ class AlertCallback(TrainerCallback):
         if self._journal is None or self._journal.run.end or logs is None:
             return
         boards.logged(self.trainer, self, logs)
+        watched = {alert.key for alert in self.alerts.alerts}
+        # Drift is measured, and time taken, by every process for itself: one must decide for all.
+        values = shared({key: value for key, value in logs.items() if key in watched})
+        logs = {**dict.fromkeys(logs), **values}
         fired = [self._told(found) for found in self.alerts.see(state.global_step, logs)]
         self._check_names(state.global_step, log_kind(logs)[0])
         for found in fired:

@@ -1,4 +1,4 @@
-"""What the figures of a run are put together from: axes in pixels, heat maps, labels.
+"""What the figures of a run are put together from: axes in pixels, heat maps, their keys.
 
 Figures are measured in pixels of their SVG.
 """
@@ -17,11 +17,18 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator
 
-from emoreg.charts import INK, MUTED, PAPER, STYLE
+from emoreg.charts import FALL, INK, MUTED, PAPER, STYLE
+from emoreg.errors import ReportError
+from emoreg.journal import Run
+from emoreg.measurement import Measurement
+from emoreg.run_view import View
 from emoreg.sentences import number_text
-from emoreg.shades import LEVELS, colour
+from emoreg.shades import LEVELS, RISE, colour, rounded
 
 WIDTH = {True: 860, False: 380}  # of a wide and of a narrow page
+MARKS = {"up": "^", "down": "v", "flat": "o", "unknown": "x"}
+COLOURS = {"up": RISE, "down": FALL, "flat": MUTED, "unknown": MUTED}
+LEGEND = "▲ rose,  ▼ fell,  ○ no drift shown"
 ROW = 22  # height of a row
 T = TypeVar("T")
 
@@ -35,6 +42,21 @@ class Box(NamedTuple):
     bottom: float
 
 
+def measured(run: Run | View) -> tuple[View, Measurement]:
+    """A run's view and its last measurement.
+
+    Raises:
+        ReportError: No drift was measured.
+    """
+    view = run if isinstance(run, View) else View.of(run)
+    if view.last is None:
+        raise ReportError(
+            f"{view.title}: no measurement of drift holds a number, so there is nothing to draw. "
+            "Train with emoreg's DriftCallback."
+        )
+    return view, view.last
+
+
 def canvas(width: float, height: float, box: Box) -> tuple[Figure, Axes]:
     """A figure and its axes inside the margins, in pixels."""
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
@@ -43,14 +65,14 @@ def canvas(width: float, height: float, box: Box) -> tuple[Figure, Axes]:
     return figure, figure.add_axes((x, y, *inner))
 
 
-def reach(values: Sequence[float], ax: Axes) -> None:
-    """Make the axis hold all values and at least 1 σ either way."""
+def reach(values: Sequence[float], ax: Axes, ticks: int = 7) -> None:
+    """Make the axis hold all values, by whole σ and at least 1 σ either way."""
     known = [x for x in values if math.isfinite(x)]
-    low, high = min([-1.0, *known]), max([1.0, *known])
-    room = 0.05 * (high - low)
+    low, high = math.floor(min([-1.0, *known])), math.ceil(max([1.0, *known]))
+    room = 0.03 * (high - low)
     ax.set_xlim(low - room, high + room)
     ax.grid(axis="x")
-    ax.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
 
 
 @rc_context(STYLE)
@@ -81,7 +103,7 @@ def heat(
     if not rows or not columns:
         ax.text(0.5, 0.5, "nothing was recorded", color=MUTED, transform=ax.transAxes, ha="center")
     numbers = [x for row in values for x in row if math.isfinite(x)]
-    limit = max([1.0, *map(abs, numbers)])
+    limit = rounded(max(map(abs, numbers), default=0.0))
     _cells(ax, values, limit, kind)
     size = 11.5 if cell >= 40 else 9.5
     sign = "" if kind else "+"
@@ -116,7 +138,7 @@ def _key(figure: Figure, left: float, about: tuple[str, float], kind: str) -> No
     ax = figure.add_axes((left / width, 22 / height, 11 * len(levels) / width, 11 / height))
     _cells(ax, [[limit * at / LEVELS for at in levels]], limit, kind)
     ax.set(xlim=(0, len(levels)), ylim=(0, 1), yticks=[])
-    low, high = number_text(-limit, "", 1), number_text(limit, "" if kind else "+", 1)
+    low, high = number_text(-limit, "", 0), number_text(limit, "" if kind else "+", 0)
     ends = ([0.5, len(levels) - 0.5], ["0", high]) if kind else (
         [0.5, LEVELS + 0.5, len(levels) - 0.5], [low, "0", high]
     )  # fmt: skip
@@ -134,38 +156,3 @@ def spaced(items: Sequence[T], most: int) -> list[T]:
 def label_width(names: Iterable[str], least: float = 40) -> float:
     """Room for labels beside an axis."""
     return max([least, *(12 + 7.3 * len(name) for name in names)])
-
-
-def place_labels(
-    ax: Axes, names: Sequence[str], points: Sequence[tuple[float, float, float]], size: float = 11
-) -> None:
-    """Write a name beside each point, the first first; one without room is left out.
-
-    Args:
-        ax: Whose limits are set.
-        names: Of the points, the most important first.
-        points: x and y in data units, and the radius of the mark in pixels.
-        size: Of the letters.
-    """
-    spots = [(*ax.transData.transform((x, y)), r) for x, y, r in points]
-    taken = [(x - r, y - r, x + r, y + r) for x, y, r in spots]
-    frame = ax.get_window_extent()
-    for name, (x, y, r) in zip(names, spots, strict=True):
-        wide, high = 0.62 * size * len(name), 1.1 * size
-        for left, low in (
-            (x + r + 3, y - high / 2),
-            (x - r - 3 - wide, y - high / 2),
-            (x - wide / 2, y + r + 2),
-            (x - wide / 2, y - r - 2 - high),
-        ):
-            box = (left, low, left + wide, low + high)
-            inside = frame.x0 <= left and box[2] <= frame.x1
-            if inside and not any(_meet(box, other) for other in taken):
-                taken.append(box)
-                at = ax.transData.inverted().transform((left, low + high / 2))
-                ax.text(at[0], at[1], name, va="center", size=size)
-                break
-
-
-def _meet(a: Sequence[float], b: Sequence[float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -151,7 +151,8 @@ def tables(name: str, found: Measured) -> Iterator[Table]:
 def _row(found: Drift, emotion: str) -> tuple[Text, str, Text, str]:
     i = found.emotions.index(emotion)
     interval = f"[{found.low[i]:+.2f}, {found.high[i]:+.2f}]"
-    return Text(emotion), f"{found.mean[i]:+.2f}", Text(interval), f"{found.q[i]:.3f}"
+    q = "< 0.001" if found.q[i] < 0.001 else f"{found.q[i]:.3f}"
+    return Text(emotion), f"{found.mean[i]:+.2f}", Text(interval), q
 
 
 def _statistic(found: Any) -> Text:

@@ -104,7 +104,8 @@ class EmoRegConfig:
         default=3,
         metadata={
             "help": "Completions of the batch that are logged with the reading of each token, as "
-            "many of the highest and of the lowest; 0: no text leaves the data."
+            "many of the highest and of the lowest, if the scope has the completion; 0: no text "
+            "leaves the data."
         },
     )
     emoreg_alerts: dict[str, Any] | str | None = field(

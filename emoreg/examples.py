@@ -45,7 +45,12 @@ class Examples:
         self._kept.append((ids.detach(), counted, readings.detach()))
 
     def extremes(
-        self, number: int, tokenizer: Any, accelerator: Any, emotions: Sequence[str] | None = None
+        self,
+        number: int,
+        tokenizer: Any,
+        accelerator: Any,
+        emotions: Sequence[str] | None = None,
+        side: str | None = None,
     ) -> list[Row]:
         """The completions of highest and lowest mean reading, over all processes.
 
@@ -56,11 +61,12 @@ class Examples:
             tokenizer: Writes the tokens as text.
             accelerator: Of the trainer.
             emotions: All that are watched by default.
+            side: Completions of this side alone.
 
         Returns:
             For each emotion the highest first, then the lowest.
         """
-        found = list(self._spans())
+        found = [span for span in self._spans() if side in (None, span.side)]
         wanted = [e for e in self.watched if emotions is None or e in emotions]
         own = [(len(found), {e: self._ends(found, e, number, tokenizer) for e in wanted})]
         everyone = gather_object(own) if accelerator.num_processes > 1 else own
@@ -131,16 +137,16 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     A character of several tokens stands at the last of them.
     """
     found: list[str] = []
-    held = 0  # where the text that is not told yet begins
+    ends = [0]  # where whole characters end; the last is where what is not told yet begins
     for at in range(len(ids)):
-        start = max(0, held - CONTEXT)
+        start, held = ends[max(0, len(ends) - 1 - CONTEXT)], ends[-1]
         before = tokenizer.decode(ids[start:held], clean_up_tokenization_spaces=False)
         text = tokenizer.decode(ids[start : at + 1], clean_up_tokenization_spaces=False)
         if text.endswith(UNFINISHED) and at + 1 < len(ids):
             found.append("")
             continue
         found.append(text[len(before) :])
-        held = at + 1
+        ends.append(at + 1)
     return found
 
 

@@ -49,6 +49,7 @@ class Forwards:
         self._apart = reference is not None
         self._rollouts = {True: Rollout(), False: Rollout()}  # of training, of evaluation
         self._beside: dict[int, Tensor] = {}
+        self._before: tuple[Counted, Tensor | None] | None = None
         self.batch: Batch | None = None
         self.training = False
 
@@ -64,10 +65,12 @@ class Forwards:
         self.forget()
         self._rollouts = {True: Rollout(), False: Rollout()}
 
-    def expect(self, batch: Batch | None, training: bool) -> None:
+    def expect(self, batch: Batch | None, training: bool, counted: Counted | None = None) -> None:
         """Watch for the forward of a batch; None if its tokens are not known beforehand."""
         self.forget()
         self.batch, self.training = batch, training
+        if batch is not None and counted is not None:  # now, lest a device is waited for later
+            self._before = (counted, self._rollouts[training].of(batch, counted))
         self.arm(True)
 
     def arm(self, armed: bool) -> None:
@@ -77,7 +80,7 @@ class Forwards:
     def forget(self) -> None:
         """Let go of what was seen since `expect`."""
         self.policy.clear()
-        self._beside = {}
+        self._beside, self._before = {}, None
         self.batch = None
 
     def found(self, trainer: str) -> Call | None:
@@ -111,6 +114,8 @@ class Forwards:
         """
         if self._beside:
             return self._beside
+        if self._before is not None and self._before[0] is counted:
+            return self._before[1]
         return self._rollouts[self.training].of(batch, counted)
 
     def _is_policy(self, call: Call) -> bool:

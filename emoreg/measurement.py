@@ -83,12 +83,29 @@ class Measurement:
         found = [row for row in self.known(place) if row.side in wanted]
         return sorted(found, key=lambda row: -abs(row.drift.mean))
 
+    def size(self, place: str = "colon") -> float:
+        """Mean absolute drift over the emotions that were measured there, σ."""
+        found = [abs(row.drift.mean) for row in self.known(place)]
+        return sum(found) / len(found) if found else math.nan
+
     def by_size(self) -> list[Moved]:
         """All emotions: those that moved, then the others, then the unknown, each by size."""
         rank = {"up": 0, "down": 0, "flat": 1, "unknown": 2}
         return sorted(
             self.colon.values(), key=lambda r: (rank[r.side], -abs(or_zero(r.drift.mean)))
         )
+
+
+def further(one: Interval, other: Interval) -> int:
+    """1 if the first lies further from 0 with its whole interval, −1 if the other, else 0."""
+    (low, high), (other_low, other_high) = _distance(one), _distance(other)
+    return int(low > other_high) - int(high < other_low)
+
+
+def _distance(found: Interval) -> tuple[float, float]:
+    """The interval of the size of a drift."""
+    ends = sorted((abs(found.low), abs(found.high)))
+    return (0.0, ends[1]) if found.low <= 0 <= found.high else (ends[0], ends[1])
 
 
 def table(value: Any) -> Mapping[str, Any]:

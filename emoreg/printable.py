@@ -64,7 +64,10 @@ def isolated(text: Any, most: int = 48) -> str:
     return f"\u2068{name}\u2069" if turns else name
 
 
-def listed(names: Any, last: str = " and ") -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    *head, tail = list(map(isolated, names)) or ["–"]
+def listed(names: Any, last: str = " and ", most: int = 0) -> str:
+    """``a``, ``a and b``, ``a, b and c``; with `most`, ``a, b and 7 more``."""
+    found = list(map(isolated, names)) or ["–"]
+    if most and len(found) > most:
+        found = [*found[:most], f"{len(found) - most} more"]
+    *head, tail = found
     return f"{', '.join(head)}{last}{tail}" if head else tail

@@ -57,7 +57,7 @@ class Reader:
         self._has_base = has_adapters(model) or reference_model(trainer) is not None
         self._inputs: Any = None
         self._unit: Unit = "sequences"
-        self._labelled = False
+        self._labelled = self._rolled = False
         self._first = self._quiet = True
 
     def begin(self, inputs: Any, training: bool) -> None:
@@ -68,7 +68,7 @@ class Reader:
         batch = understand(inputs, self._branches)
         # Before the forward, so that a device is not waited for after it.
         self._counted = None if batch is None else self._count(batch)
-        self.forwards.expect(batch, training)
+        self.forwards.expect(batch, training, self._counted)
 
     def finish(self, items: Any = None, scaled: bool = True) -> Tensor | None:
         """Read the forward seen since `begin`; what is to be added to the loss, if anything.
@@ -183,6 +183,7 @@ class Reader:
         self.acts_on += counted.number("tokens")
         if self._first:
             self._read.append(len(counted.positions))
+            self._rolled = "completion_ids" in (self._inputs or ())
         if self.config.active and not all(h.requires_grad for h in call.acts.values()):
             raise CaptureError(
                 "The captured block outputs carry no gradient, so the penalty could not act. With "
@@ -203,7 +204,12 @@ class Reader:
             f"No token of the first batches counts for the scope {self.config.emoreg_scope}"
             f" and the sides {self.config.emoreg_sides or 'of all'}"
         )
-        if not sum(self._read) and self.config.emoreg_scope != ["tool"]:
+        accelerator = self.trainer.accelerator
+        read = torch.full((), sum(self._read), device=accelerator.device)
+        read = accelerator.reduce(read, "sum")  # one process may have met none
+        # A rollout may be cut off whole, a tool not be used; and who only measures loses nothing.
+        fixed = not self._rolled and self.config.emoreg_scope != ["tool"]
+        if not int(read) and fixed and self.config.active:
             raise CaptureError(
                 f"{nothing}: the data has no completion (every label is -100) or no prompt, or "
                 "max_length cuts it off, or the answers of a pair are the same."

@@ -196,7 +196,7 @@ class EmotionRegularizer(TrainerCallback):
         if self._reader is not None:
             self._reader.window_ends()
 
-    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+    def on_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
         """Stop the clock of a step."""
         if self._reader is None:
             return

@@ -14,27 +14,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emoreg.chart_parts import (
+    COLOURS,
+    LEGEND,
+    MARKS,
     ROW,
     WIDTH,
     Box,
     canvas,
     heat,
     label_width,
-    place_labels,
+    measured,
     reach,
     spaced,
 )
-from emoreg.charts import FAINT, FALL, INK, MUTED, PAPER, RISE, STYLE
-from emoreg.errors import ReportError
+from emoreg.charts import INK, MUTED, PAPER, STYLE
 from emoreg.journal import Run
-from emoreg.measurement import Measurement, Moved, number, table
+from emoreg.measurement import Measurement, Moved
 from emoreg.printable import short
 from emoreg.run_view import View
 from emoreg.sentences import interval_text
+from emoreg.wheel import wheel as wheel  # to be found beside the others
 
-MARKS = {"up": "^", "down": "v", "flat": "o", "unknown": "x"}
-LEGEND = "▲ rose,  ▼ fell,  ○ no drift shown"
-COLOURS = {"up": RISE, "down": FALL, "flat": MUTED, "unknown": MUTED}
 COLUMNS = {True: 16, False: 6}  # of a heat map
 
 
@@ -136,71 +136,12 @@ def block_steps(run: Run | View, wide: bool = True) -> Figure:
     return heat(labels, [str(m.step) for m in at], values, about, wide, kind="some")
 
 
-@rc_context(STYLE)
-def wheel(run: Run | View, wide: bool = True) -> Figure:
-    """Emotions on the plane of valence and arousal; mark, colour and size are their drift.
-
-    Args:
-        run: With at least one measurement of drift.
-        wide: For a wide page.
-
-    Raises:
-        ReportError: No drift was measured.
-    """
-    view, last = measured(run)
-    width = 640 if wide else WIDTH[False]
-    figure, ax = canvas(width, 0.8 * width, Box(26, 12, 12, 44))
-    rated = _rated(view, last)
-    ax.set(xlim=(0.4, 7.6), ylim=(0.4, 7.6), xticks=[], yticks=[])
-    ax.axhline(4, color=FAINT, lw=0.9, zorder=0)
-    ax.axvline(4, color=FAINT, lw=0.9, zorder=0)
-    ax.set_xlabel(f"unpleasant  ←  valence  →  pleasant\n{LEGEND}")
-    ax.set_ylabel("still  ←  arousal  →  agitated")
-    if not rated:
-        ax.text(4, 4, "no emotion of this set is rated", color=MUTED, ha="center")
-    largest = max([1.0, *(abs(row.drift.mean) for row, _, _ in rated)])
-    taken = []
-    for row, x, y in rated:
-        size = max(16.0, 480 * abs(row.drift.mean) / largest)
-        face = PAPER if row.side == "flat" else COLOURS[row.side]
-        ax.scatter(x, y, size, marker=MARKS[row.side], fc=face, ec=COLOURS[row.side], lw=1.2)
-        taken.append((x, y, math.sqrt(size) / 2))
-    place_labels(ax, [short(row.emotion, 18) for row, _, _ in rated], taken)
-    return figure
-
-
-def _rated(view: View, last: Measurement) -> list[tuple[Moved, float, float]]:
-    """Measured emotions with their valence and arousal, largest drift first."""
-    places = table(view.run.baseline.get("emotions"))
-    found = [
-        (row, number(table(places.get(row.emotion)).get("valence")),
-         number(table(places.get(row.emotion)).get("arousal")))
-        for row in last.by_size() if row.side != "unknown"
-    ]  # fmt: skip
-    return [at for at in found if math.isfinite(at[1]) and math.isfinite(at[2])]
-
-
 def forest_row(ax: Axes, y: float, row: Moved) -> None:
     """A mark with its interval: a triangle where a move is shown, else a hollow disc."""
     (mean, low, high), hue = row.drift, COLOURS[row.side]
     hollow = row.side in ("flat", "unknown")
     ax.plot([low, high], [y, y], color=hue, lw=1.8)
     ax.plot(mean, y, MARKS[row.side], color=hue, ms=6.5, mfc=PAPER if hollow else hue)
-
-
-def measured(run: Run | View) -> tuple[View, Measurement]:
-    """A run's view and its last measurement.
-
-    Raises:
-        ReportError: No drift was measured.
-    """
-    view = run if isinstance(run, View) else View.of(run)
-    if view.last is None:
-        raise ReportError(
-            f"{view.title}: no measurement of drift holds a number, so there is nothing to draw. "
-            "Train with emoreg's DriftCallback."
-        )
-    return view, view.last
 
 
 def _name(emotion: str, view: View) -> str:

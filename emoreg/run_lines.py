@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from matplotlib import rc_context
@@ -11,9 +12,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from emoreg.chart_parts import ROW, WIDTH, Box, canvas, label_width, reach
+from emoreg.chart_parts import (
+    COLOURS,
+    LEGEND,
+    MARKS,
+    ROW,
+    WIDTH,
+    Box,
+    canvas,
+    label_width,
+    reach,
+)
 from emoreg.charts import FAINT, INK, MUTED, PAPER, STYLE
-from emoreg.measurement import GONE, Moved
+from emoreg.measurement import GONE, PLACES, Moved
 from emoreg.printable import short
 from emoreg.run_view import View
 from emoreg.shades import DASHES, LINES, SHAPES
@@ -21,6 +32,7 @@ from emoreg.shades import DASHES, LINES, SHAPES
 DRAWN = 4  # runs in one chart
 EMOTIONS = 5  # curves in one panel
 POINTS = 300  # of a curve
+TITLES = {"colon": "at the colon", "response": "on fixed responses", "own": "in own responses"}
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
@@ -49,42 +61,88 @@ def key(figure: Figure, names: Sequence[str], marks: bool = True) -> None:
 
 @rc_context(STYLE)
 def forests(views: Sequence[View], emotions: Sequence[str], wide: bool) -> Figure:
-    """Drift of several runs at the colon in the same rows; hollow where no drift is shown."""
-    views = views[:DRAWN]
-    names = [short(e, 24) for e in emotions]
-    tall = 8 + 13 * len(views)
-    top = 12 + 20 * (1 if wide else len(views))
-    box = Box(label_width(names), top, 16, 46)
-    figure, ax = canvas(WIDTH[wide], tall * len(names) + box.top + box.bottom, box)
-    ax.axvline(0, color=MUTED, lw=0.9)
-    for y in range(1, len(names)):
-        ax.axhline(y - 0.5, color=FAINT, lw=0.8)
-    for i, view in enumerate(views):
-        rows = view.last.colon if view.last else {}
-        for y, emotion in enumerate(emotions):
-            _mark(ax, y + (i - (len(views) - 1) / 2) * 13 / tall, rows.get(emotion), i)
-    ax.set_yticks(range(len(names)), names, color=INK)
-    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="drift from base at the colon, σ")
-    reach([x for v in views if v.last for e in emotions for x in _drift(v, e)], ax)
-    handles = [
-        Line2D([], [], color=colour(i), marker=SHAPES[i], ms=6, label=short(view.title, 30))
-        for i, view in enumerate(views)
-    ]
-    figure.legend(handles=handles, loc="upper left", ncols=len(views) if wide else 1)
+    """Drift with 95 % intervals, a panel for each place on one scale; hollow where none is shown.
+
+    One run is marked by the side that it moved to, several by their colours and shapes.
+    """
+    views = [view for view in views if view.last][:DRAWN]
+    names = [short(e, 24) + _stars(views, e) for e in emotions]
+    tall = ROW if len(views) == 1 else 8 + 13 * len(views)
+    keys = 0 if len(views) == 1 else 1 if wide else len(views)
+    box = Box(label_width(names), (30 if wide else 44) + 22 * keys, 10, 46 if wide else 62)
+    figure, axes = _panels(_places(views), names, box, tall, wide)
+    for place, ax in axes.items():
+        ax.axvline(0, color=MUTED, lw=0.9)
+        for i, view in enumerate(views):
+            rows = view.last.places.get(place, {}) if view.last else {}
+            for y, emotion in enumerate(emotions):
+                track = y + (i - (len(views) - 1) / 2) * 13 / tall
+                _mark(ax, track, rows.get(emotion), i if len(views) > 1 else None)
+    found = [x for view in views for p in axes for e in emotions for x in _drift(view, p, e)]
+    for ax in axes.values():
+        reach(found, ax, 7 if wide else 4)
+    star = "* pushed on by the loss" * any(name.endswith("*") for name in names)
+    of_one = "" if len(views) > 1 else LEGEND
+    _meaning(figure, box, ("drift from base, σ", of_one, star), wide)
+    if len(views) > 1:
+        handles = [
+            Line2D([], [], color=colour(i), marker=SHAPES[i], ms=6, label=short(view.title, 30))
+            for i, view in enumerate(views)
+        ]
+        figure.legend(handles=handles, loc="upper left", ncols=len(views) if wide else 1)
     return figure
 
 
-def _mark(ax: Axes, y: float, row: Moved | None, run: int) -> None:
-    """One run's drift in its track."""
+def _places(views: Sequence[View]) -> list[str]:
+    """Where any of the runs was measured."""
+    return [p for p in PLACES if any(view.last and view.last.known(p) for view in views)]
+
+
+def _stars(views: Sequence[View], emotion: str) -> str:
+    return " *" * any(emotion in view.pushed for view in views)
+
+
+def _panels(
+    places: Sequence[str], names: Sequence[str], box: Box, tall: float, wide: bool
+) -> tuple[Figure, dict[str, Axes]]:
+    """Axes side by side whose rows are the emotions, named at the first."""
+    width, height = WIDTH[wide], tall * len(names) + box.top + box.bottom
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    between = 24 if wide else 12
+    room = (width - box.left - box.right + between) / len(places)
+    axes = {}
+    for i, place in enumerate(places):
+        left, inner = (box.left + i * room) / width, (room - between) / width
+        ax = figure.add_axes((left, box.bottom / height, inner, tall * len(names) / height))
+        ax.set_yticks(range(len(names)), [] if i else names, color=INK)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        for y in range(1, len(names)):
+            ax.axhline(y - 0.5, color=FAINT, lw=0.5)
+        ax.set_title(TITLES[place] if wide else "\n".join(TITLES[place].rsplit(" ", 1)), pad=6)
+        axes[place] = ax
+    return figure, axes
+
+
+def _meaning(figure: Figure, box: Box, parts: Sequence[str], wide: bool) -> None:
+    """What is drawn, below all panels."""
+    width, height = figure.get_size_inches() * 72
+    said = (";   " if wide else "\n").join(filter(None, parts))
+    figure.text(box.left / width, 4 / height, said, color=MUTED, va="bottom", linespacing=1.5)
+
+
+def _mark(ax: Axes, y: float, row: Moved | None, run: int | None) -> None:
+    """One drift in its track, of the only run or of that run."""
     if row is None or row.side == "unknown":
         return
-    face = colour(run) if row.side in ("up", "down") else PAPER
-    ax.plot([row.drift.low, row.drift.high], [y, y], color=colour(run), lw=1.8)
-    ax.plot(row.drift.mean, y, SHAPES[run], color=colour(run), mfc=face, ms=6)
+    hue = COLOURS[row.side] if run is None else colour(run)
+    shape = MARKS[row.side] if run is None else SHAPES[run]
+    face = hue if row.side in ("up", "down") else PAPER
+    ax.plot([row.drift.low, row.drift.high], [y, y], color=hue, lw=1.8)
+    ax.plot(row.drift.mean, y, shape, color=hue, mfc=face, ms=6)
 
 
-def _drift(view: View, emotion: str) -> Sequence[float]:
-    row = view.last.colon.get(emotion) if view.last else None
+def _drift(view: View, place: str, emotion: str) -> Sequence[float]:
+    row = view.last.places.get(place, {}).get(emotion) if view.last else None
     return row.drift if row else GONE
 
 
@@ -93,7 +151,7 @@ def drift_curves(views: Sequence[View], emotions: Sequence[str], wide: bool) -> 
     """Drift over steps with interval bands, a panel for each run; alerts are dotted lines."""
     views = [v for v in views if v.last][:DRAWN]
     columns = 2 if wide and len(views) > 1 else 1
-    figure = _grid(len(views), columns, 340 if wide else 300, wide)
+    figure = _grid(len(views), columns, 300 if wide else 270, wide)
     axes = figure.axes
     for ax, view in zip(axes, views, strict=True):
         ax.axhline(0, color=MUTED, lw=0.9)
@@ -131,7 +189,7 @@ def training(views: Sequence[View], emotions: Sequence[str]) -> dict[str, list[C
     wanted = {"task loss": ("loss", "loss"), "evaluation loss": ("eval_loss", "")}
     wanted |= {f"reading of {short(e, 24)}, σ": (f"reading/{e}", "") for e in emotions}
     found: dict[str, list[Curve]] = {
-        title: [thinned(*v.series(*keys)) for v in views[:DRAWN]] for title, keys in wanted.items()
+        title: [v.series(*keys) for v in views[:DRAWN]] for title, keys in wanted.items()
     }
     return {
         title: curves
@@ -157,21 +215,26 @@ def training_curves(
     figure = _grid(
         len(curves),
         (3 if len(curves) in (3, 5, 6) else 2) if wide else 1,
-        290 if wide else 250,
+        220 if wide else 190,
         wide,
     )
     for ax, (title, lines) in zip(figure.axes, curves.items(), strict=True):
-        for i, (steps, values) in enumerate(lines):
-            single = "o" if len(steps) < 3 else ""
-            ax.plot(steps, values, color=colour(i), ls=DASHES[i], marker=single, ms=5)
+        for i, line in enumerate(lines):
+            ls, shape = ("", SHAPES[i]) if _few(line) else (DASHES[i], "")
+            ax.plot(*thinned(*line), color=colour(i), ms=6, ls=ls, marker=shape)
         ax.set_title(title, pad=8)
         ax.set_xlabel("step")
         ax.grid(axis="y")
         ax.locator_params("x", integer=True)
     titles = [view.title for view in views[:DRAWN]]
     if len(titles) > 1:
-        key(figure, titles, marks=False)
+        key(figure, titles, marks=any(map(_few, chain(*curves.values()))))
     return figure
+
+
+def _few(line: Curve) -> bool:
+    """Whether that is points, and no curve."""
+    return len(line[0]) < 3
 
 
 def _grid(count: int, columns: int, height: int, wide: bool) -> Figure:

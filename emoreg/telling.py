@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 from transformers import Trainer, TrainerControl, TrainerState
 
 from emoreg import boards
 from emoreg.alerting import AlertCallback
-from emoreg.alerts import Fired
+from emoreg.alerts import Alert, Fired
 from emoreg.card import brief
+from emoreg.errors import ConfigError
 from emoreg.examples import Examples, Row
 from emoreg.journal import Journal
 from emoreg.terms import EmotionTerms
+from emoreg.tokens import SIDES
 from emoreg.vectors import EmotionVectors
 
 TIMES = 10  # that texts are told in a run
@@ -27,14 +29,19 @@ class Teller:
         terms: What is read, and the knobs.
         vectors: Where from.
         name: Of the regularizer.
+
+    Raises:
+        ConfigError: A name that cannot be part of a logged name.
     """
 
     def __init__(
         self, trainer: Trainer, terms: EmotionTerms, vectors: EmotionVectors, name: str | None
     ) -> None:
+        if name is not None and ("/" in name or not name):
+            raise ConfigError(f"name= is part of logged names; wanted one without /, got {name!r}.")
         self.trainer, self.terms, self.vectors, self.name = trainer, terms, vectors, name
         self.examples = Examples(terms.watched)
-        alerts = terms.config.alerts
+        alerts = [_own(alert, name) for alert in terms.config.alerts]
         self.alerts = AlertCallback(trainer, alerts, self._text) if alerts else None
         self._journal: Journal | None = None
         self._tenth = -1
@@ -49,7 +56,7 @@ class Teller:
             "control",
             state.global_step,
             name=self.name,
-            config=asdict(config),
+            config=vars(config),
             emotions=self.terms.vitals.emotions,
             watched={"penalize": config.penalize, "reward": config.reward},
             facets=list(dict.fromkeys(facet for facet, _ in probe.rows)),
@@ -92,17 +99,32 @@ class Teller:
         if rows and self._journal is not None:
             self._journal.add("texts", state.global_step, rows=rows)
 
-    def _extremes(self, number: int, emotions: list[str] | None = None) -> list[Row]:
+    def _extremes(
+        self, number: int, emotions: list[str] | None = None, side: str | None = None
+    ) -> list[Row]:
         tokenizer = self.trainer.processing_class
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        return self.examples.extremes(number, tokenizer, self.trainer.accelerator, emotions)
+        if not hasattr(tokenizer, "decode"):  # a trainer may have none
+            return []
+        return self.examples.extremes(number, tokenizer, self.trainer.accelerator, emotions, side)
 
     def _text(self, fired: Fired) -> Row | None:
         """The completion of this step that reads furthest beyond an alert's threshold."""
-        key, watched = fired.alert.key, self.terms.watched
-        emotion = next((part for part in key.split("/") if part in watched), None)
-        elsewhere = key.startswith(("eval_", "emoreg/drift"))  # not read on this step's texts
-        if emotion is None or elsewhere or not self.terms.config.emoreg_log_texts:
+        own = "emoreg/" if self.name is None else f"emoreg/{self.name}/"
+        kind, _, rest = fired.alert.key.removeprefix(own).partition("/")
+        emotion, side = rest.split("/")[0], kind.removeprefix("reading_")
+        read = kind in ("reading", "reading_completion", "top", "over_margin", "excess")
+        mine = fired.alert.key.startswith(own) and emotion in self.terms.watched
+        if not (mine and (read or side in SIDES) and self.terms.config.emoreg_log_texts):
             return None
         end = "lowest" if fired.alert.below else "highest"
-        return next((r for r in self._extremes(1, [emotion]) if r["end"] == end), None)
+        rows = self._extremes(1, [emotion], side if side in SIDES else None)
+        return next((row for row in rows if row["end"] == end), None)
+
+
+def _own(alert: Alert, name: str | None) -> Alert:
+    """An alert of a regularizer that has a name is on what that logs; drift has no name."""
+    key = alert.key
+    if name is None or "emoreg/drift" in key or f"emoreg/{name}/" in key:
+        return alert
+    return replace(alert, name=key.replace("emoreg/", f"emoreg/{name}/", 1))

@@ -16,6 +16,8 @@ from emoreg.tokens import Counted
 from emoreg.vectors import EmotionVectors
 from emoreg.vitals import Acts, Names, Sums, Vitals
 
+OTHERS, ALL = "", "*"  # beside emotions: rows that the keep term holds, and all that are needed
+
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +82,11 @@ class EmotionTerms:
         held = tuple(e for e in self.emotions if self.probe.of(e))
         self.vitals = Vitals(self.probe, held, self.watched)
         self._acting = self.probe.only(self._rows)
-        self._others = [i for i, (_, e) in enumerate(self._acting.rows) if e not in self.watched]
+        others = [i for i, (_, e) in enumerate(self._acting.rows) if e not in self.watched]
+        # Tensors, for a list would be sent to the device, and waited for, at every use.
+        rows = {e: self._acting.of(e) for e in self.watched} | {OTHERS: others, ALL: self._rows}
+        device = self.probe.mu.device
+        self._at = {e: torch.tensor(at, dtype=torch.long, device=device) for e, at in rows.items()}
 
     def read(self, acts: Acts, at: Tensor) -> Tensor:
         """Readings at flat positions of outputs (batch, tokens, width).
@@ -129,21 +135,25 @@ class EmotionTerms:
         reading = self._read(acts, at, self._acting)  # (blocks, counted, rows that are needed)
         before = None
         if isinstance(base, Tensor):
-            before = base[..., self._rows]
+            before = base.index_select(-1, self._at[ALL])
         elif base is not None:
             before = self._read(base, at, self._acting)
-        number = torch.tensor(counted.number(by), device=device)
+        number = torch.full((), counted.number(by), device=device)
         sums = self.vitals.means(acts, counted, base)
         watched = self._watched(reading.detach())
         anchor = 0.0 if before is None or not self._anchored else self._watched(before)
         sequence = counted.read_sequences.to(device)
         sums |= self.vitals.spread(watched, anchor, self.config.emoreg_margin, sequence)
+        blind = self._anchored and before is None  # nothing to compare with: only measured
+        if blind:
+            del sums[self._names("over_margin")]
         peaks = {self._names("max"): watched.amax(0)} if len(watched) else {}
         if counted.acting is not None:
             kept = counted.acting.to(device)
             reading = reading[:, kept]
             before = None if before is None else before[:, kept]
         loss, terms = self._weighted(reading, before, counted.sequences.to(device), scale, by)
+        terms = {} if blind else terms
         terms["loss"] = loss.detach()
         sums[tuple(terms)] = (torch.stack(list(terms.values())), number)
         return Terms(loss, number, sums, peaks, watched)
@@ -157,7 +167,7 @@ class EmotionTerms:
 
     def _watched(self, reading: Tensor) -> Tensor:
         """Mean over blocks and facets: (blocks, counted, rows) -> (counted, watched)."""
-        found = [reading[..., self._acting.of(e)].mean((0, -1)) for e in self.watched]
+        found = [reading.index_select(-1, self._at[e]).mean((0, -1)) for e in self.watched]
         return torch.stack(found, -1) if found else reading.new_zeros(reading.shape[1], 0)
 
     def _weighted(
@@ -171,23 +181,24 @@ class EmotionTerms:
             ("reward", reward, config.reward),
         ):
             for emotion, weight in weights.items():
-                rows = self._acting.of(emotion)
-                anchor = self._anchor(before, rows)
-                value = term(reading[..., rows], anchor, config.emoreg_margin).mean((0, -1))
+                at = self._at[emotion]
+                anchor = self._anchor(before, at)
+                own = reading.index_select(-1, at)
+                value = term(own, anchor, config.emoreg_margin).mean((0, -1))
                 total = pooled_sum(value, sequence, pool, by)
                 sums[f"{kind}/{emotion}"] = total.detach()
                 if weight > 0:
                     loss = loss + scale * weight * total
-        if before is not None and self._others:
-            excess = keep((reading - before)[..., self._others]).mean(0)
+        if before is not None and len(self._at[OTHERS]):
+            excess = keep((reading - before).index_select(-1, self._at[OTHERS])).mean(0)
             total = pooled_sum(excess, sequence, "mean", by)
             sums["keep"] = total.detach()
             if config.emoreg_keep > 0:
                 loss = loss + scale * config.emoreg_keep * total
         return loss, sums
 
-    def _anchor(self, before: Tensor | None, rows: list[int]) -> Tensor | float:
+    def _anchor(self, before: Tensor | None, rows: Tensor) -> Tensor | float:
         """What a reading is compared with: the base's of the same token, or 0."""
         if before is not None and self._anchored:
-            return before[..., rows]
+            return before.index_select(-1, rows)
         return 0.0

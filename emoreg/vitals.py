@@ -8,7 +8,7 @@ the margin, needs every token's own reading, and is taken of the emotions that a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +22,7 @@ from emoreg.tokens import COUNTED, Counted
 Acts = Mapping[int, Tensor]
 Names = tuple[str, ...]
 Sums = dict[Names, tuple[Tensor, Tensor]]  # names -> a sum for each, (names,), and the number
+CHUNK = 4096  # tokens whose float32 copies are alive at a time
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,21 @@ class Vitals:
         return table
 
     @cached_property
-    def _columns(self) -> list[int]:
-        return [self.emotions.index(e) for e in self.watched]
+    def _columns(self) -> Tensor:
+        return self._index([self.emotions.index(e) for e in self.watched])
 
     @cached_property
-    def _rows(self) -> list[int]:
-        return [row for e in self.watched for row in self.probe.of(e)]
+    def _rows(self) -> Tensor:
+        return self._index([row for e in self.watched for row in self.probe.of(e)])
+
+    @cached_property
+    def _facets(self) -> Names:
+        rows = (self.probe.rows[row] for e in self.watched for row in self.probe.of(e))
+        return tuple(f"reading/{emotion}/{facet}" for facet, emotion in rows)
+
+    def _index(self, at: list[int]) -> Tensor:
+        """A tensor: a list would be sent to the device, and waited for, at every use."""
+        return torch.tensor(at, dtype=torch.long, device=self.probe.mu.device)
 
     def means(self, acts: Acts, counted: Counted, base: Acts | Tensor | None = None) -> Sums:
         """Mean readings by place and side, by facet and block, the excess, and norms.
@@ -73,10 +83,10 @@ class Vitals:
         found: Sums = {}
         for i, group in enumerate(names):
             everything = group in (COUNTED, "colon", "completion")
-            columns = slice(None) if everything else self._columns
             kind = "reading" if group == COUNTED else f"reading_{group}"
             keys = self._named(kind, self.emotions if everything else self.watched)
-            found[keys] = (by_emotion[i, columns], number[i])
+            mean = by_emotion[i]
+            found[keys] = (mean if everything else mean[self._columns], number[i])
         at_all = names.index(COUNTED)
         own, count = sums[:, at_all], number[at_all]
         found |= self._in_detail(own, norms[at_all], count)
@@ -97,8 +107,7 @@ class Vitals:
 
     def _in_detail(self, own: Tensor, norms: Tensor, count: Tensor) -> Sums:
         """Facets and blocks of what is watched, and the length of the activation."""
-        facets = tuple(f"reading/{e}/{f}" for f, e in (self.probe.rows[r] for r in self._rows))
-        found: Sums = {facets: (own.mean(0)[self._rows], count)} if facets else {}
+        found: Sums = {self._facets: (own.mean(0)[self._rows], count)} if self._facets else {}
         by_block = (own @ self._average)[:, self._columns]  # (blocks, watched)
         for i, block in enumerate(self.probe.blocks):
             found[self._named(f"reading_block_{block}", self.watched)] = (by_block[i], count)
@@ -117,7 +126,7 @@ class Vitals:
         Returns:
             Sums over tokens.
         """
-        count = torch.tensor(len(reading), device=reading.device)
+        count = torch.full((), len(reading), device=reading.device)
         beyond = (reading - anchor > margin).sum(0)
         top = [pooled_sum(column, at, "top") for column in reading.T]
         return {
@@ -144,18 +153,26 @@ def summed(probe: Probe, acts: Acts, at: Tensor, groups: Tensor) -> tuple[Tensor
     """
     device, readings, norms = probe.mu.device, [], []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for i, h in enumerate(picked(acts, at, probe.blocks)):
-            weights = groups.to(h.device, torch.float32)
-            total = (weights @ h).to(device)
-            number = weights.sum(1, keepdim=True).to(device)
+        number = groups.sum(1, keepdim=True).to(device, torch.float32)
+        for i, block in enumerate(probe.blocks):
+            total = number.new_zeros(len(groups), probe.mu.shape[1])
+            length = number.new_zeros(len(groups))
+            for place, which in zip(at.split(CHUNK), groups.split(CHUNK, 1), strict=True):
+                h = picked(acts[block], place)
+                weights, lengths = which.to(h.device, torch.float32), h.norm(dim=-1)
+                # 0 times infinity is NaN: it is to be one in the groups that hold it alone.
+                off = ~lengths.isfinite()
+                lost = weights @ off.float() > 0
+                part = weights @ h.masked_fill_(off[:, None], 0)
+                total += part.masked_fill(lost[:, None], torch.nan).to(device)
+                part = weights @ lengths.masked_fill(off, 0)
+                length += part.masked_fill(lost, torch.nan).to(device)
             found = (total - number * probe.mu[i]) @ probe.directions[i].mT
             readings.append(found / probe.sigma[i])
-            norms.append((weights @ h.norm(dim=-1)).to(device))
+            norms.append(length)
     return torch.stack(readings), torch.stack(norms, 1)
 
 
-def picked(acts: Acts, at: Tensor, blocks: Sequence[int]) -> Iterator[Tensor]:
-    """Outputs at flat positions, float32, (tokens, width), each where its block lies."""
-    for block in blocks:
-        yield acts[block].detach().flatten(0, 1)[at.to(acts[block].device)].float()
-
+def picked(act: Tensor, at: Tensor) -> Tensor:
+    """Outputs at flat positions, float32 and a copy, (tokens, width), where the block lies."""
+    return act.detach().flatten(0, 1)[at.to(act.device)].float()

@@ -148,6 +148,14 @@ class Deprecations(logging.Handler):
             warnings.warn_explicit(text, FutureWarning, *where)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a test reads of a base is not kept where the user's own is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMOREG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _few_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training ends with a page, which takes a second to draw: only where it is looked at."""

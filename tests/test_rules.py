@@ -12,7 +12,7 @@ from emoreg.bank import OWN_BANK, Text, choose, load_bank, load_dosage
 from emoreg.bankcheck import bag_of_words, card, check
 from emoreg.catalogue import CATALOGUE
 from emoreg.controls import bag_of_words_accuracy, bag_of_words_auroc
-from emoreg.drift import load_prompts
+from emoreg.prompts import load_prompts
 from emoreg.rules import Shingles, banned_pattern, duplicates, person, problems
 
 TEXTS = load_bank()
