@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from emoreg import host, wandb_resume
+from emoreg import console, host, wandb_resume
 from emoreg.header import header
 from emoreg.host import Loan
 from emoreg.journal import Journal
@@ -40,6 +40,8 @@ class _Room:
             self.journal.listeners += boards_of(trainer, self.journal)
         if self.board is not None:
             self.journal.listeners.append(self.board)
+        self._console = Loan()
+        console.shorten(trainer, self._console, self._watched)
         self.journal.begin(self.state.global_step, **header(trainer))
 
     def enter(self, guest: Any) -> None:
@@ -61,8 +63,18 @@ class _Room:
 
     def close(self) -> None:
         """Give back what was borrowed."""
+        self._console.give_back()
         if self.board is not None:
             self.board.guard.give_back()
+
+    def _watched(self) -> set[str]:
+        """Emotions that any regularizer penalises or rewards."""
+        kinds = [
+            kind
+            for control in self.journal.run.controls.values()
+            for kind in control["watched"].values()
+        ]
+        return {emotion for kind in kinds for emotion in kind}
 
     def _report(self) -> Path | None:
         path = self.journal.path.with_name(REPORT)

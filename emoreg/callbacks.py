@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from emoreg.drift import Drift
 from emoreg.errors import ConfigError
 from emoreg.host import check_trainer, model_of
 from emoreg.journal import Journal
-from emoreg.prompts import OWN_PROMPTS, fingerprint, load_prompts
+from emoreg.prompts import OWN_PROMPTS, Prompt, fingerprint, load_prompts
 from emoreg.series import Series, resumed
 from emoreg.snapshot import Gauge
 from emoreg.vectors import EmotionVectors
 
 TIMES = 10  # that drift is measured in a run
+EXAMPLES, LONGEST = 2, 300  # prompts of a kind that the journal shows, and their characters
 ON_POLICY = CHOICES["emoreg_drift_on_policy"]
 
 log = logging.getLogger(__name__)
@@ -184,6 +186,7 @@ class DriftCallback(TrainerCallback):
         self.history.append((step, found.drift))
         assert self._journal is not None
         self._journal.add("drift", step, seconds=seconds, final=final, **found.event)
+        seconds = time.monotonic() - began  # with what the journal's listeners drew
         self._log({**found.scalars, "emoreg/drift_seconds": seconds})
 
     def _log(self, logs: dict[str, float]) -> None:
@@ -220,8 +223,8 @@ def described(gauge: Gauge, base: Any, file: Path) -> dict[str, Any]:
             "file": file.name,
             "hash": fingerprint(gauge.prompts),
             "number": len(kinds),
-            "neutral": kinds.count("neutral"),
-            "challenging": kinds.count("challenging"),
+            "kinds": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+            "examples": _some(gauge.prompts),
         },
         "response_tokens": gauge.response_tokens if base.texts else 0,
         "facets": list(dict.fromkeys(facet for facet, _ in rows)),
@@ -235,6 +238,16 @@ def described(gauge: Gauge, base: Any, file: Path) -> dict[str, Any]:
             for e, entry in entries.items()
         },
     }
+
+
+def _some(prompts: Sequence[Prompt]) -> dict[str, list[str]]:
+    """The first prompts of each kind, for readers of a report."""
+    found: dict[str, list[str]] = {}
+    for prompt in prompts:
+        own = found.setdefault(prompt.kind, [])
+        if len(own) < EXAMPLES:
+            own.append(prompt.messages[-1]["content"][:LONGEST])
+    return found
 
 
 def _check_knobs(drift_steps: int | None, on_policy: str) -> None:

@@ -82,7 +82,7 @@ class Examples:
 
     def _ends(self, found: list[_Span], emotion: str, number: int, tokenizer: Any) -> list[Row]:
         column = self.watched.index(emotion)
-        order = sorted(found, key=lambda span: float(span.readings[:, column].mean()))
+        order = sorted(found, key=lambda span: float(span.readings[:, column].nanmean()))
         ends = {"highest": order[-number:], "lowest": order[:number]}
         return [
             span.row(emotion, end, column, tokenizer) for end, some in ends.items() for span in some
@@ -100,16 +100,22 @@ class Examples:
                 for number in sequence[row][here[row]].unique().tolist():
                     own = sequence[row] == number
                     at = (here[row] & own).nonzero().squeeze(1)
-                    before = torch.arange(len(own)) < at[0]
-                    prompt = ids[row].cpu()[own & before]
+                    # What stands between the assistant's turns is shown, without readings.
+                    whole = torch.arange(int(at[0]), int(at[-1]) + 1)
+                    prompt = ids[row].cpu()[own & (torch.arange(len(own)) < at[0])]
+                    values[row][~here[row]] = float("nan")
                     sides = [name for name, rows in counted.sides.items() if bool(rows[row])]
                     side = sides[0] if sides else None
-                    yield _Span(prompt.tolist(), ids[row].cpu()[at].tolist(), values[row][at], side)
+                    tokens = ids[row].cpu()[whole].tolist()
+                    yield _Span(prompt.tolist(), tokens, values[row][whole], side)
 
 
 @dataclass(frozen=True)
 class _Span:
-    """One completion: the tokens before it, its own, and their readings (tokens, watched)."""
+    """One completion: the tokens before it, its own, and their readings (tokens, watched).
+
+    A token that was not read has NaN.
+    """
 
     prompt: list[int]
     tokens: list[int]
@@ -122,9 +128,9 @@ class _Span:
         return {
             "emotion": emotion,
             "end": end,
-            "reading": float(values.mean()),
+            "reading": float(values.nanmean()),
             "side": self.side,
-            "prompt": prompt[-PROMPT:],
+            "prompt": _end(prompt),
             "tokens": pieces(tokenizer, self.tokens[:TOKENS]),
             "readings": values[:TOKENS].tolist(),
             "cut": max(0, len(self.tokens) - TOKENS),
@@ -148,6 +154,14 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         found.append(text[len(before) :])
         ends.append(at + 1)
     return found
+
+
+def _end(prompt: str) -> str:
+    """The end of a prompt, from the beginning of a word on."""
+    if len(prompt) <= PROMPT:
+        return prompt
+    cut = prompt[-PROMPT:]
+    return "… " + cut[cut.find(" ") + 1 :]
 
 
 def _value(row: Row) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -28,10 +29,15 @@ class Meter:
         before = self._peaks.get(names)
         self._peaks[names] = values if before is None else torch.maximum(before, values)
 
-    def drain(self, accelerator: Any) -> dict[str, float]:
+    def drain(self, accelerator: Any, prefix: str = "") -> dict[str, float]:
         """Means and maxima over all processes, then start again; a call of every process.
 
-        Names without anything counted are left out.
+        Args:
+            accelerator: Of the trainer.
+            prefix: Of every name that is returned.
+
+        Returns:
+            Names without anything counted are left out.
         """
         device = accelerator.device
         sums, peaks = self._sums, self._peaks
@@ -54,7 +60,8 @@ class Meter:
             highest = accelerator.gather(torch.cat(rows)[None]).amax(0).tolist()
             flat = [name for names in tops for name in names]
             found |= {n: x for n, x in zip(flat, highest, strict=True) if x > lowest}
-        return found
+        # Every line of a log has the same names: one copy of each is enough.
+        return {sys.intern(prefix + name): value for name, value in found.items()}
 
 
 def _of_all(accelerator: Any, names: list[Names]) -> list[Names]:

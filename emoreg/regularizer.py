@@ -293,7 +293,7 @@ class EmotionRegularizer(TrainerCallback):
         """`trainer.log` with the readings since the last one, over all processes and tokens."""
         kind, prefix = log_kind(logs)
         if kind is not None:
-            means = self._open().meters[kind].drain(self.trainer.accelerator)
             own = "" if self.name is None else f"{self.name}/"
-            logs.update({f"{prefix}emoreg/{own}{key}": value for key, value in means.items()})
+            meter = self._open().meters[kind]
+            logs.update(meter.drain(self.trainer.accelerator, f"{prefix}emoreg/{own}"))
         log(logs, *args, **kwargs)

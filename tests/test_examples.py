@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +13,18 @@ import torch
 import zoo
 from models import vector_set
 from oracle import ids_and_labels, read_by_hand
+from tokenizers import Tokenizer, decoders, models
 from trainers import COMPLETIONS, PROMPTS, make_rows, make_tokenizer, make_trainer, make_vectors
+from transformers import PreTrainedTokenizerFast
 
+from emoreg.alerts import Alert
 from emoreg.examples import PROMPT, TOKENS, Examples, pieces
 from emoreg.identity import identity
 from emoreg.journal import Run
 from emoreg.regularizer import EmotionRegularizer
 from emoreg.tokens import count_tokens
 
+BYTES = {f"<0x{b:02X}>": b for b in range(256)}
 ALONE = SimpleNamespace(num_processes=1)
 
 
@@ -37,6 +42,33 @@ def test_the_pieces_of_a_text_are_one_a_token_and_together_the_text(text: str) -
     assert "".join(found) == text
     if not text.isascii():  # control: token by token it would not be
         assert "".join(tokenizer.decode([i]) for i in ids) != text
+
+
+def test_characters_of_several_tokens_are_whole_wherever_the_context_begins() -> None:
+    """A tokenizer that falls back to bytes writes one for each: no context may begin inside."""
+    raw = Tokenizer(models.BPE(vocab=BYTES, merges=[], byte_fallback=True))
+    raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    for text in ("ok 😀😁😂 ok", "你好\n你好\n世界 ok", "naïve 🙂"):
+        ids = [BYTES[f"<0x{b:02X}>"] for b in text.encode()]
+        found = pieces(tokenizer, ids)
+        assert len(found) == len(ids)
+        assert "".join(found) == text
+
+
+def test_what_stands_between_two_turns_is_shown_without_readings() -> None:
+    tokenizer = make_tokenizer()
+    ids = torch.tensor([tokenizer("xabcdef")["input_ids"]])
+    labels = torch.tensor([[-100, 1, 1, -100, -100, 1, -100]])
+    assert ids.shape == labels.shape
+    counted = count_tokens(labels, ("completion",))
+    examples = Examples(("calm",))
+    examples.add(ids, counted, torch.tensor([[1.0], [2.0], [6.0]]))
+    (row,) = examples.extremes(1, tokenizer, ALONE)
+    assert row["tokens"] == ["a", "b", "c", "d", "e"]
+    assert [r for r in row["readings"] if r == r] == [1.0, 2.0, 6.0]
+    assert [r != r for r in row["readings"]] == [False, False, True, True, False]
+    assert (row["reading"], row["prompt"]) == (3.0, "x")
 
 
 # --- which ------------------------------------------------------------------------------------
@@ -128,6 +160,44 @@ def test_sides_are_named_and_texts_are_told_ten_times_in_a_run(tmp_path: Path) -
     assert len(steps) == 11  # the first line, and each tenth
     assert (steps[0], steps[-1]) == (1, 14)
     assert {row["side"] for row in texts_of(tmp_path)} == {"chosen", "rejected"}
+
+
+def test_a_trainer_without_a_tokenizer_tells_no_texts(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.add_callback(EmotionRegularizer(trainer, make_vectors(), penalize={"desperate": 0.1}))
+    trainer.processing_class = None
+    trainer.train()
+    assert texts_of(tmp_path) == []
+    assert len(Run.load(tmp_path).logs) > 0
+
+
+def test_a_knob_that_cannot_be_copied_is_told_as_its_name(tmp_path: Path) -> None:
+    class Called:
+        lock = threading.Lock()
+
+        def __call__(self, _fired: Any) -> None: ...
+
+    trainer = make_trainer(tmp_path)
+    alerts = [Alert("reading/calm", 1e9, action=Called())]
+    trainer.add_callback(EmotionRegularizer(trainer, make_vectors(), alerts=alerts))
+    trainer.train()
+    assert "Called" in str(Run.load(tmp_path).controls[""]["config"]["emoreg_alerts"])
+
+
+@pytest.mark.parametrize(("key", "quoted"), [
+    ("reading/desperate", "highest"), ("reading_completion/desperate", "highest"),
+    ("top/desperate", "highest"), ("max/desperate", None), ("reading_colon/desperate", None),
+])  # fmt: skip
+def test_an_alert_quotes_a_text_only_if_its_value_is_of_one(
+    key: str, quoted: str | None, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path)
+    regularizer = EmotionRegularizer(trainer, make_vectors(), alerts={key: -99.0}, name="mine")
+    trainer.add_callback(regularizer)
+    trainer.train()
+    (alert,) = Run.load(tmp_path).alerts
+    assert alert["name"] == f"emoreg/mine/{key}"  # its own, not that of another regularizer
+    assert (alert["text"] and alert["text"]["end"]) == quoted
 
 
 def test_no_text_leaves_the_data_if_none_may(tmp_path: Path) -> None:

@@ -173,6 +173,40 @@ def test_the_share_beyond_the_margin_is_over_the_anchor() -> None:
     assert shares["neutral"] != shares["base"]
 
 
+def test_a_token_that_is_not_finite_spoils_its_own_groups_alone() -> None:
+    acts, counted = make_batch()
+    spoiled = {b: h.clone() for b, h in acts.items()}
+    spoiled[1][0, 2] = float("inf")  # of the prompt of the first row, which is a chosen one
+    assert bool(counted.places["prompt"][0, 2])
+    found, clean = terms_of()(spoiled, counted), terms_of()(acts, counted)
+    for name in ("reading/calm", "reading_chosen/calm", "reading_colon/happy", "norm", "top/calm"):
+        assert found.mean(name) == approx(clean.mean(name))
+    assert found.mean("reading_prompt/calm") != found.mean("reading_prompt/calm")  # NaN
+
+
+def test_many_tokens_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    acts, counted = make_batch()
+    whole = terms_of()(acts, counted, make_batch(seed=1)[0])
+    monkeypatch.setattr("emoreg.vitals.CHUNK", 7)
+    parts = terms_of()(acts, counted, make_batch(seed=1)[0])
+    for names in whole.sums:
+        for name in names:
+            assert parts.mean(name) == approx(whole.mean(name))
+
+
+def test_where_the_anchor_is_the_base_nothing_is_compared_with_another() -> None:
+    """A run that only measures reads the base now and then: its lines must mean one thing."""
+    acts, counted = make_batch()
+    base, _ = make_batch(seed=1)
+    measured = terms_of(anchor="base", margin=0.1)
+    unread, read = measured(acts, counted), measured(acts, counted, base)
+    for name in ("penalty/desperate", "reward/calm", "over_margin/calm"):
+        assert read.mean(name) > 0
+        with pytest.raises(KeyError):
+            unread.mean(name)
+    assert unread.mean("reading/calm") == approx(read.mean("reading/calm"))
+
+
 # --- over micro-batches -----------------------------------------------------------------------
 
 
