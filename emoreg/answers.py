@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from emoreg.measurement import Measurement, further
-from emoreg.printable import isolated, listed
+from emoreg.printable import joined, listed
 from emoreg.wording import NAMED, SIGMA, number_text
 
 ANSWERS = {"response": "fixed responses", "own": "own responses"}
 WHOSE = {
-    "response": "Fixed responses, the base’s own answers, read by both models",
-    "own": "Own responses, each model reading its own answers",
+    "response": "Fixed responses (the base’s answers, read by both)",
+    "own": "Own responses (each model’s own)",
 }
 
 
 def so_what(last: Measurement) -> str:
     """What the colon and the answers together let one say."""
     moved, places = last.movers(), measured(last)
-    lead = "The state just before the answer moved" if moved else "Before the answer no move is shown"
+    lead = (
+        "The state just before the answer moved" if moved else "Before the answer no move is shown"
+    )
     if not places:
         return f"{lead}; the answers were not read, so whether they moved is not known."
     if not moved:
         return f"{lead}{_without_colon(last, places)}."
-    turned = _turned_text(last)
-    also = f", and the other way for {turned}" if turned else ""
-    return f"{lead}; {_how_far(last, places)}{also}."
+    return f"{lead}; {_how_far(last, places)}{_other_way(last, places)}."
 
 
 def _without_colon(last: Measurement, places: list[str]) -> str:
@@ -34,7 +34,7 @@ def _without_colon(last: Measurement, places: list[str]) -> str:
         for p in places
         if last.movers(place=p)
     ]
-    return f", but {listed(found)}" if found else ", and none in the answers"
+    return f", but {joined(found)}" if found else ", and none in the answers"
 
 
 def _how_far(last: Measurement, places: list[str]) -> str:
@@ -79,13 +79,19 @@ def turned_mark(last: Measurement, emotion: str) -> str:
     return f" ({glyph} {where})"
 
 
-def _turned_text(last: Measurement) -> str:
-    several = len(measured(last)) > 1
-    found = [
-        isolated(emotion) + (f" ({ANSWERS[at[0]]} only)" if several and len(at) == 1 else "")
-        for emotion, at in turned(last).items()
-    ]
-    return listed(found, most=NAMED) if found else ""
+def _other_way(last: Measurement, places: list[str]) -> str:
+    """Which emotions moved the other way in all answers, and which in one kind only."""
+    found = turned(last)
+    groups = {p: [e for e, at in found.items() if at == [p]] for p in places}
+    everywhere = [e for e, at in found.items() if at == places]
+    said = [f"for {listed(everywhere, most=NAMED)}"] if everywhere else []
+    if len(places) > 1:
+        said += [
+            f"in {ANSWERS[p]} only for {listed(names, most=NAMED)}"
+            for p, names in groups.items()
+            if names
+        ]
+    return f", and the other way {joined(said)}" if said else ""
 
 
 def facts(last: Measurement) -> Iterator[str]:
@@ -95,10 +101,8 @@ def facts(last: Measurement) -> Iterator[str]:
         text = f"{WHOSE[place]}: {len(last.movers(place=place))} of {len(known)} moved"
         text += f", {number_text(last.size(place))}{SIGMA} on average"
         beside = [
-            f"{found.count(sign)} of them {word}"
+            f"{found.count(sign)} lie {word}"
             for sign, word in ((1, "nearer the base than at the colon"), (-1, "further from it"))
             if found.count(sign)
         ]
-        other = [e for e, places in turned(last).items() if place in places]
-        beside += [f"the other way: {listed(other, most=NAMED)}"] if other else []
-        yield f"{text}; {', '.join(beside)}." if beside else f"{text}."
+        yield f"{text}; {joined(beside)}." if beside else f"{text}."

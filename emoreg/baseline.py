@@ -7,12 +7,15 @@ import json
 import logging
 import os
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 from huggingface_hub import constants
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from emoreg import kept
@@ -21,6 +24,7 @@ from emoreg.blocks import unwrap
 from emoreg.fingerprint import fingerprint
 from emoreg.identity import identity
 from emoreg.processes import first_process, shared
+from emoreg.responses import ends
 from emoreg.snapshot import Gauge, Snapshot
 
 VARIABLE = "EMOREG_CACHE"
@@ -91,10 +95,18 @@ def _name(known: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def _has_more(model: nn.Module) -> bool:
+    """Whether there is anything of PEFT's about the model."""
+    kinds = BaseTunerLayer | AuxiliaryTrainingWrapper
+    return hasattr(model, "disable_adapter") or any(isinstance(m, kinds) for m in model.modules())
+
+
 def _key(model: nn.Module, gauge: Gauge) -> dict[str, Any] | None:
     """Everything that the readings depend on; None if the weights cannot be known."""
-    learns_prompt = hasattr(model, "disable_adapter") and not has_adapters(model)
-    weights = None if learns_prompt else fingerprint(model)  # which leaves virtual tokens out
+    # What is read as it stands with a learned prompt, or with adapters that transformers itself
+    # loaded, is more than the weights that the fingerprint knows.
+    known = has_adapters(model) or not _has_more(model)
+    weights = fingerprint(model) if known else None
     if weights is None:
         return None
     inner = unwrap(model)
@@ -110,5 +122,7 @@ def _key(model: nn.Module, gauge: Gauge) -> dict[str, Any] | None:
         # Another device or version rounds otherwise, and drift would show the difference.
         "device": torch.cuda.get_device_name(device) if kind == "cuda" else kind,
         "attention": getattr(inner.config, "_attn_implementation", None),
-        "versions": [torch.__version__, transformers.__version__],
+        "precision": torch.get_float32_matmul_precision(),
+        "ends": sorted(ends(inner, gauge.tokenizer)),
+        "versions": [version("emoreg"), torch.__version__, transformers.__version__],
     }

@@ -96,7 +96,7 @@ class _Room:
 
 # By identity: a trainer may be a dataclass, which cannot be hashed.
 _ROOMS: dict[int, _Room] = {}
-_TRAINING: set[int] = set()
+_TRAINING: dict[int, Any] = {}  # and what `train` was given to go on from
 
 
 def expect(trainer: Trainer, guest: Any) -> None:
@@ -108,6 +108,11 @@ def expect(trainer: Trainer, guest: Any) -> None:
     around = _training(weakref.ref(trainer))
     Loan().go_around(trainer, "train", around)
     weakref.finalize(guest, host.leave, weakref.ref(trainer), "train", around)
+
+
+def resumed_from(trainer: Trainer) -> Any:
+    """What the trainer's first `train`, if that is under way, was given to go on from."""
+    return _TRAINING.get(id(trainer))
 
 
 def join(trainer: Trainer, guest: Any) -> Journal:
@@ -174,13 +179,14 @@ def _training(trainer: weakref.ref[Trainer]) -> Callable[..., Any]:
         outermost = own is not None and id(own) not in _TRAINING
         if own is not None and outermost:
             wandb_resume.lend(own, loan)
-            _TRAINING.add(id(own))
+            given = args[0] if args else kwargs.get("resume_from_checkpoint")
+            _TRAINING[id(own)] = given
         try:
             return method(*args, **kwargs)
         finally:
             loan.give_back()
             if own is not None and outermost:
-                _TRAINING.discard(id(own))
+                _TRAINING.pop(id(own), None)
                 _close(own)
             host.leave(trainer, "train", train)
 

@@ -116,8 +116,8 @@ class DriftCallback(TrainerCallback):
         """Read the base, and measure once, unless a resumed run has measured before."""
         self._leave()  # a run of this trainer that an error ended
         state = self.trainer.state
-        every = state.max_steps // TIMES if self.drift_steps is None else self.drift_steps
-        self._every = max(every, 0)
+        often = -(-state.max_steps // TIMES)  # at most so many times
+        self._every = max(often, 1) if self.drift_steps is None else self.drift_steps
         if state.global_step == 0:
             self.history = []  # another run of the same trainer
         base = self._base(state.global_step)
@@ -159,6 +159,9 @@ class DriftCallback(TrainerCallback):
     def _base(self, step: int) -> Base:
         """Read the base, or have it from the run that is resumed."""
         model, found = model_of(self.trainer), None
+        # Readings of another precision differ by rounding, which is no drift.
+        kind, mixed = next(model.parameters()).dtype, self.trainer.accelerator.mixed_precision
+        self.gauge.identity["precision"] = f"{kind}, {mixed}"
         if step == 0 or has_adapters(model):
             with self.trainer.accelerator.autocast():
                 found = read_base(model, self.gauge, self.cache)
@@ -173,6 +176,9 @@ class DriftCallback(TrainerCallback):
 
     def _checkpoint(self, step: int) -> Path:
         """The folder that training goes on from."""
+        passed = boards.resumed_from(self.trainer)
+        if isinstance(passed, str):
+            return Path(passed)
         given = self.trainer.args.resume_from_checkpoint
         own = self._output / f"checkpoint-{step}"
         return Path(given) if isinstance(given, str) and not own.is_dir() else own
@@ -251,7 +257,8 @@ def _some(prompts: Sequence[Prompt]) -> dict[str, list[str]]:
 
 
 def _check_knobs(drift_steps: int | None, on_policy: str) -> None:
-    if drift_steps is not None and drift_steps < 0:
-        raise ConfigError(f"drift_steps must be >= 0, got {drift_steps}.")
+    whole = isinstance(drift_steps, int) and not isinstance(drift_steps, bool)
+    if drift_steps is not None and not (whole and drift_steps >= 0):
+        raise ConfigError(f"drift_steps must be a whole number >= 0, got {drift_steps!r}.")
     if on_policy not in ON_POLICY:
         raise ConfigError(f"on_policy is one of {', '.join(ON_POLICY)}; got {on_policy!r}.")

@@ -22,8 +22,8 @@ from emoreg.errors import ReportError
 from emoreg.journal import Run
 from emoreg.measurement import Measurement
 from emoreg.run_view import View
-from emoreg.sentences import number_text
 from emoreg.shades import LEVELS, RISE, colour, rounded
+from emoreg.wording import number_text
 
 WIDTH = {True: 860, False: 380}  # of a wide and of a narrow page
 MARKS = {"up": "^", "down": "v", "flat": "o", "unknown": "x"}

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from emoreg.blocks import find_backbone
 from emoreg.errors import ConfigError
 from emoreg.fingerprint import fingerprint
 from emoreg.loading import Source
@@ -120,7 +121,10 @@ def _last(path: str) -> str:
 def _step(folder: Path) -> int:
     """From the trainer's own state, or the folder's name."""
     if (folder / STATE).is_file():
-        return int(_json(folder / STATE).get("global_step") or 0)
+        step = _json(folder / STATE).get("global_step") or 0
+        if not isinstance(step, int):
+            raise ConfigError(f"{folder / STATE} has global_step {step!r}; wanted a whole number.")
+        return step
     named = re.fullmatch(r"checkpoint-(\d+)", folder.resolve().name)
     return int(named[1]) if named else 0
 
@@ -145,7 +149,7 @@ class Loader:
 
     def __init__(self, source: Source, base: nn.Module) -> None:
         self.source, self._base = source, base
-        self._weights = fingerprint(base)
+        self._weights, self._shape = fingerprint(base), _shape(base)
         parameter = next(base.parameters())
         self._dtype, self._device = parameter.dtype, parameter.device
 
@@ -172,10 +176,23 @@ class Loader:
     def _whole(self, folder: Path) -> nn.Module:
         """A model in the base's dtype; the base's tokenizer serves, as prompts must be the same."""
         try:
-            found: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=self._dtype)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=self._dtype, output_loading_info=True
+            )
+            found, told = loaded
             model: nn.Module = found.to(self._device).eval()
         except LOADING as e:
             raise ConfigError(f"{folder} cannot be loaded: {_reason(e)}") from e
+        if lacking := sorted(map(str, told["missing_keys"])):
+            raise ConfigError(
+                f"{folder} lacks {len(lacking)} of the model's weights, {lacking[0]} among them, "
+                "which would be random."
+            )
+        if (shape := _shape(model)) != self._shape:
+            raise ConfigError(
+                f"{folder} is another model: blocks and width are {shape}, of {self.source.model} "
+                f"{self._shape}."
+            )
         return model
 
     def _tuned(self, checkpoint: Checkpoint) -> Any:
@@ -194,6 +211,11 @@ class Loader:
                 f"the adapter's weights, {lost[0]} among them. Give the model it was made for."
             )
         return tuned
+
+
+def _shape(model: nn.Module) -> tuple[int, int]:
+    found = find_backbone(model)
+    return len(found.blocks), found.width
 
 
 def _lost(folder: Path, tuned: Any) -> list[str]:

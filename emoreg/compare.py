@@ -22,6 +22,7 @@ from emoreg.card import brief
 from emoreg.checkpoints import Checkpoint, Loader, find
 from emoreg.commands import check_writable, source
 from emoreg.drift import Drift
+from emoreg.errors import ConfigError
 from emoreg.identity import identity
 from emoreg.journal import FILE, Journal, Run
 from emoreg.prompts import OWN_PROMPTS, load_prompts
@@ -47,12 +48,23 @@ def run_drift(flags: Namespace, console: Console) -> None:
     """Measure the checkpoints that the flags name, print what moved, write journals and a page."""
     checkpoints = find(flags.adapter, flags.model, flags.renamed)
     check_writable(flags.out)
+    for checkpoint in checkpoints:
+        if (flags.out / checkpoint.name).resolve() == checkpoint.folder.resolve():
+            raise ConfigError(
+                f"--out {flags.out} would put the measurement of {checkpoint.folder} into the "
+                "folder itself, in the place of its own journal; name another."
+            )
     vectors = EmotionVectors.from_pretrained(flags.vectors)
     probe = vectors.probe(flags.facets, flags.blocks)
     prompts, file = load_prompts(flags.prompts), Path(flags.prompts or OWN_PROMPTS)
     where = source(flags)
     with console.status(f"reading {flags.model}"):
         model, tokenizer = where.load()
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ConfigError(
+                f"--model {flags.model} is an adapter; name the base that it was made for there, "
+                "and the adapter with --adapter."
+            )
         vectors.check(model, tokenizer, name=not flags.renamed)
         gauge = Gauge(tokenizer, prompts, probe, flags.response_tokens)
         base = read_base(model, gauge, flags.cache)

@@ -14,6 +14,7 @@ from emoreg.resampling import Array, correlation, discoveries, interval, paired_
 from emoreg.snapshot import Snapshot
 
 Q = 0.05  # share of false finds that is accepted among the emotions that are said to have moved
+LEAST = 0.05  # σ: weights rounded to bfloat16 move a reading by up to a fifth of it
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,17 @@ class Drift:
 
     @property
     def rose(self) -> list[str]:
-        """Emotions whose rise is more than chance, largest first."""
+        """Emotions whose rise is more than chance and rounding, largest first."""
         return [e for e, mean, low, _ in self._moved() if mean > 0 and low > 0]
 
     @property
     def fell(self) -> list[str]:
-        """Emotions whose fall is more than chance, largest first."""
+        """Emotions whose fall is more than chance and rounding, largest first."""
         return [e for e, mean, _, high in self._moved() if mean < 0 and high < 0][::-1]
 
     def _moved(self) -> list[tuple[str, float, float, float]]:
-        found = {e for e, q in zip(self.emotions, self.q, strict=True) if q <= Q}
+        sizes = zip(self.emotions, self.q, np.abs(self.mean), strict=True)
+        found = {e for e, q, size in sizes if q <= Q and size >= LEAST}
         return [row for row in self.sorted() if row[0] in found]
 
     def sorted(self) -> list[tuple[str, float, float, float]]:
@@ -61,7 +63,7 @@ class Drift:
 
 
 def drift(base: NDArray[Any], now: NDArray[Any], emotions: Sequence[str], seed: int = 0) -> Drift:
-    """Drift of each emotion, with the 95 % percentile bootstrap over prompts (paired).
+    """Drift of each emotion, with the 95 % bootstrap over prompts (paired).
 
     Args:
         base: Readings of the base, (prompts, emotions).
@@ -70,7 +72,7 @@ def drift(base: NDArray[Any], now: NDArray[Any], emotions: Sequence[str], seed: 
         seed: Of the bootstrap, which has its own generator.
     """
     before, after = (np.asarray(x, dtype=np.float64) for x in (base, now))
-    low, high = interval(weights(len(before), seed) @ (after - before))
+    low, high = interval(weights(len(before), seed) @ (after - before), len(before))
     p = paired_p(after - before)
     return Drift(tuple(emotions), before.mean(0), after.mean(0), low, high, p, discoveries(p))
 

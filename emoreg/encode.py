@@ -14,6 +14,15 @@ from emoreg.bank import Text
 from emoreg.errors import BankError
 
 log = logging.getLogger(__name__)
+# Today's date where a template asks the clock; transformers lets no argument stand in for that.
+CLOCK = "strftime_now"
+DATE = (
+    f"{{%- macro {CLOCK}(format) -%}}"
+    "{{- format.replace('%Y', '2024').replace('%m', '07').replace('%d', '26')"
+    ".replace('%b', 'Jul').replace('%B', 'July').replace('%A', 'Friday').replace('%a', 'Fri')"
+    ".replace('%H', '12').replace('%M', '00').replace('%S', '00') -}}"
+    "{%- endmacro -%}"
+)
 # A thought is another place to read, and today's date another text; other templates ignore both.
 TEMPLATE_KNOBS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 
@@ -98,13 +107,16 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, str]], **knobs: Any) ->
             "stories alone (--facets stories)."
         )
     prompt = knobs.pop("prompt", False)
+    template = tokenizer.chat_template
+    if isinstance(template, str) and CLOCK in template:
+        knobs["chat_template"] = DATE + template
     try:
         return tokenizer.apply_chat_template(
             list(messages),
             add_generation_prompt=prompt,
             **{"return_dict": False, **TEMPLATE_KNOBS, **knobs},
         )
-    except (TemplateError, ValueError) as e:
+    except (TemplateError, ValueError, TypeError) as e:
         begins = str(messages[0]["content"])[:48]
         raise BankError(
             f"The chat template refuses the conversation that begins {begins!r}: {e}. Roles should "

@@ -70,9 +70,10 @@ class Run:
             self.logs.append((int(fields["step"]), dict(fields["logs"])))
         elif kind == "end":
             self.end = fields
-        elif kind in ("drift", "texts", "alert", "note"):
+        elif kind == "drift":  # the last of a step is the one that counts
+            self.drifts = [d for d in self.drifts if d["step"] != fields["step"]] + [fields]
+        elif kind in ("texts", "alert", "note"):
             {
-                "drift": self.drifts,
                 "texts": self.texts,
                 "alert": self.alerts,
                 "note": self.notes,

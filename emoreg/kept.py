@@ -60,14 +60,14 @@ def read(path: Path, about: Mapping[str, Any]) -> dict[str, Snapshot]:
         FileNotFoundError: There is none.
         NotThese: It is damaged, of another format, or of something else.
     """
-    if not path.exists():
-        raise FileNotFoundError(path)
     try:
         with safe_open(path, "np") as held:
             metadata = held.metadata() or {}
             tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise
     except (OSError, SafetensorError, ValueError) as e:
-        raise NotThese(f"it is damaged: {e}") from e
+        raise NotThese(f"it is damaged or cannot be read: {e}") from e
     if metadata.get("format") != FORMAT:
         raise NotThese(f"its format is {metadata.get('format')!r}, wanted {FORMAT!r}")
     if metadata.get("digest") != _digest(tensors):

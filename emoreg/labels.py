@@ -14,8 +14,8 @@ from matplotlib.path import Path
 from matplotlib.transforms import Bbox
 
 Line = tuple[tuple[float, float], tuple[float, float]]
-RINGS = (3.0, 11.0, 20.0, 31.0, 44.0, 60.0)  # from the edge of a mark; the first needs no line
-AROUND = 16  # directions that are tried on each ring
+RINGS = (3.0, 8.0, 14.0, 22.0, 32.0, 44.0, 60.0)  # from the edge of a mark; the first needs no line
+AROUND = 24  # directions that are tried on each ring
 ROUNDS = 200  # of pushing marks apart
 GOLDEN = 2.4  # radians
 CLEAR = 3.0  # pixels that a label without a line is nearer to its mark than to any other
@@ -54,15 +54,18 @@ def apart(marks: Sequence[Mark]) -> list[Mark]:
     at = np.array([mark[:2] for mark in marks]).reshape(-1, 2)
     radii = np.array([mark.radius for mark in marks])
     turns = GOLDEN * np.arange(len(marks))
-    at = at + 0.01 * np.stack([np.cos(turns), np.sin(turns)], 1)  # none at the very same place
+    aside = np.stack([np.cos(turns), np.sin(turns)], 1)  # a direction for each of those at one place
     for _ in range(ROUNDS):
-        way = at[:, None] - at[None]  # (marks, marks, 2), from each other mark
-        far = np.linalg.norm(way, axis=-1) + np.eye(len(marks))
-        over = radii[:, None] + radii[None] + 1 - far
+        way = at[:, None] - at[None]  # (marks, marks, 2), from every other
+        way = np.where(way.any(-1, keepdims=True), way, aside[:, None] - aside[None])
+        far = np.linalg.norm(at[:, None] - at[None], axis=-1)
+        over = (radii[:, None] + radii[None] + 1 - far).clip(min=0.0)
         np.fill_diagonal(over, 0.0)
         if over.max(initial=0.0) <= 0.1:
             break
-        at = at + ((0.5 * over.clip(min=0.0) / far)[..., None] * way).sum(1)
+        length = np.linalg.norm(way, axis=-1) + np.eye(len(marks))
+        push = ((0.5 * over / length)[..., None] * way).sum(1)
+        at = at + push / np.maximum((over > 0).sum(1, keepdims=True), 1)  # not beyond what it takes
     return [Mark(float(x), float(y), mark.radius) for (x, y), mark in zip(at, marks, strict=True)]
 
 

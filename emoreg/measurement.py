@@ -9,9 +9,9 @@ from numbers import Real
 from typing import Any
 
 from emoreg.charts import Interval
+from emoreg.drift import LEAST, Q
 from emoreg.printable import shown
 
-Q = 0.05  # share of false finds that is accepted among the emotions that are said to have moved
 GONE = Interval(math.nan, math.nan, math.nan)
 PLACES = ("colon", "response", "own")
 
@@ -31,8 +31,8 @@ class Moved:
     def side(self) -> str:
         """``up`` or ``down`` where a move is shown, ``flat`` where none is, ``unknown`` else."""
         side = self.drift.side
-        if side in ("up", "down") and not self.q <= Q:
-            return "flat" if self.q > Q else "unknown"
+        if side in ("up", "down") and not (self.q <= Q and abs(self.drift.mean) >= LEAST):
+            return "unknown" if math.isnan(self.q) else "flat"
         return side
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -64,9 +64,14 @@ def isolated(text: Any, most: int = 48) -> str:
     return f"\u2068{name}\u2069" if turns else name
 
 
-def listed(names: Any, last: str = " and ", most: int = 0) -> str:
+def listed(names: Iterable[Any], last: str = " and ", most: int = 0) -> str:
+    """Names as a list in a sentence, each as `isolated` makes it."""
+    return joined(map(isolated, names), last, most)
+
+
+def joined(texts: Iterable[str], last: str = " and ", most: int = 0) -> str:
     """``a``, ``a and b``, ``a, b and c``; with `most`, ``a, b and 7 more``."""
-    found = list(map(isolated, names)) or ["–"]
+    found = list(texts) or ["–"]
     if most and len(found) > most:
         found = [*found[:most], f"{len(found) - most} more"]
     *head, tail = found

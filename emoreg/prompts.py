@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from emoreg.encode import encode_prompt
 from emoreg.errors import BankError
 
 OWN_PROMPTS = OWN_BANK / "drift.jsonl"
+log = logging.getLogger(__name__)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -54,6 +56,14 @@ def load_prompts(path: str | Path | None = None) -> list[Prompt]:
                 f"{path}, line {number}: {e!r}. "
                 'Wanted JSON like {"kind": "neutral", "prompt": "..."}.'
             ) from e
+    if 2 <= len(prompts) != len(set(map(repr, prompts))):
+        different = len(set(map(repr, prompts)))
+        log.warning(
+            "%s has %d prompts, %d of them different: intervals take them for as many.",
+            path,
+            len(prompts),
+            different,
+        )
     if len(prompts) < 2:
         raise BankError(f"{path} has {len(prompts)} prompts; wanted at least two, for an interval.")
     return prompts
@@ -108,9 +118,12 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]
         refusal = None
     except BankError as e:
         refusal = e
-    ids = [encode_prompt(tokenizer, [_in_parts(m) for m in said]) for said in plain]
-    if _told_apart(ids, prompts):
-        return ids
+    try:
+        ids = [encode_prompt(tokenizer, [_in_parts(m) for m in said]) for said in plain]
+        if _told_apart(ids, prompts):
+            return ids
+    except BankError as e:
+        refusal = refusal or e
     raise refusal or BankError(
         "The chat template makes the same tokens of different prompts, so it leaves out what the "
         "user says. Use a template that writes messages whose content is a text."

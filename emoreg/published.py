@@ -43,4 +43,4 @@ def likeness(emotions: Sequence[str], drift: Array, seed: int = 0) -> dict[str, 
     own, other = np.asarray(drift)[at], np.array([shift()[emotions[i]] for i in at])
     share = weights(len(at), seed)
     value = float(correlation(own, other))
-    return {**of_correlation(value, correlation(own, other, share)), "emotions": len(at)}
+    return {**of_correlation(value, correlation(own, other, share), len(at)), "emotions": len(at)}

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from emoreg import report_table
-from emoreg.comparison import comparison, lines
+from emoreg.comparison import METHOD, comparison
 from emoreg.errors import ReportError
-from emoreg.guide import SECTIONS, TERMS
+from emoreg.guide import SECTIONS, how_measured, terms
 from emoreg.journal import Run
 from emoreg.printable import short
 from emoreg.run_view import View, views
 from emoreg.sentences import caveat, verdict
+from emoreg.whole_profile import lines
 
 SPECIAL = re.compile(r"[\\`*_\[\]|~#$^@]")
 LINKS = {"://": ":&#47;&#47;", "www.": "www&#46;"}  # hosts turn bare addresses into links
@@ -42,13 +43,14 @@ def plain(text: object) -> str:
 
 def _lines(found: Sequence[View]) -> Iterator[str]:
     yield "## Emotion drift"
-    for sentence in (comparison(found[0], other) for other in found[1:]):
-        yield from ("", plain(sentence))
+    for other in found[1:]:
+        yield from ("", plain(" ".join(comparison(found[0], other))))
     for view in found:
         yield from _verdict(view)
-    yield from _how("verdict")
+    yield from ("", f"*{plain(how_measured(found))}*")
     yield from ("", "### What moved")
-    yield from _how("what")
+    if len(found) > 1:
+        yield from ("", f"*{plain(METHOD)}*")
     rows = [
         (row.emotion + (f" ({row.pushed})" if row.pushed else ""), *(c.text for c in row.cells))
         for row in report_table.rows(found)
@@ -57,21 +59,21 @@ def _lines(found: Sequence[View]) -> Iterator[str]:
     yield from ("", "### Compared with what")
     yield from _how("compared")
     for view in found:
-        whole = lines(view.last) if view.last else []
+        whole = lines(view)
         yield from ("", f"Of {plain(view.title)}:") if whole else ()
         yield from _table(("number", "value [95 %]", "what it says", "what it is"),
                           [(x.name, x.value, x.said or "–", x.asks) for x in whole])  # fmt: skip
     yield from _gates(found)
     yield from _settings(found)
     yield from ("", "### How to read every number", "")
-    yield from (f"- **{plain(term)}.** {plain(said)}" for term, said in TERMS.items())
+    yield from (f"- **{plain(term)}.** {plain(said)}" for term, said in terms(found).items())
 
 
 def _verdict(view: View) -> Iterator[str]:
     """One run's verdict, what stands beside it, its alerts and notes."""
     found = verdict(view)
-    head = f"**{plain(view.title)}: {plain(found.head)}.** {plain(found.most)}"
-    yield from ("", head.rstrip(), "")
+    head = [f"**{plain(view.title)}: {plain(found.head)}.**"]
+    yield from ("", " ".join([*head, *(plain(x) for x in (found.most, found.said) if x)]), "")
     yield from (f"- {plain(heading)}: {plain(text)}" for heading, text in found.facts)
     told = [(e, "Alert", e.get("message")) for e in view.run.alerts]
     told += [(e, "Note", e.get("text")) for e in view.run.notes]

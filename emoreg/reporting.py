@@ -14,23 +14,29 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from emoreg import chart_parts, report_table, run_charts, run_lines, shades
+from emoreg import chart_parts, guide, report_table, run_charts, run_lines, shades, whole_profile
 from emoreg.charts import inline_svg
-from emoreg.comparison import comparison, lines
+from emoreg.comparison import METHOD, comparison
 from emoreg.errors import ReportError
-from emoreg.guide import SECTIONS, TERMS
 from emoreg.journal import Run
 from emoreg.pages import write_page
-from emoreg.printable import isolated, short
+from emoreg.printable import isolated, joined, short
 from emoreg.report_markdown import markdown as markdown  # the same content, from here as well
 from emoreg.run_view import View, views
-from emoreg.sentences import Verdict, caveat, moved_text, number_text, verdict
+from emoreg.sentences import Verdict, verdict
 from emoreg.token_text import Example, example, examples, scale
+from emoreg.wheel import NAMED
+from emoreg.wording import moved_text, number_text
 
 MOST = 40  # emotions in a chart; tables hold all
+KINDS = 12  # emotions by kind of prompt
 TEXTS = 6  # completions of a run on the page, and as many of earlier steps
 READ = 2  # emotions whose training readings are drawn
+BELOW = ("Why the colon", "Vectors", "Model", "How sure")  # facts that stand below several cards
 SCRIPT = Markup((files("emoreg") / "templates" / "report.js").read_text(encoding="utf-8"))
+
+
+Plan = tuple[str, str, Callable[[bool], Figure]]
 
 
 class Chart(NamedTuple):
@@ -59,27 +65,34 @@ def write_runs(runs: Sequence[Run], path: Path) -> Path:
 
 def _context(found: Sequence[View]) -> dict[str, Any]:
     """Everything that the template shows."""
-    subject, verdicts = found[0], [verdict(view) for view in found]
+    subject, verdicts, limit = found[0], [verdict(view) for view in found], scale(*found)
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode("utf-8")).digest()).decode()
     return {
         "views": found,
         "subject": subject,
         "verdicts": verdicts,
+        "below": BELOW,
         "shared": _shared(found, verdicts),
-        "comparisons": [comparison(subject, other) for other in found[1:]],
+        "comparisons": [said for other in found[1:] for said in comparison(subject, other)],
+        "method": METHOD,
+        "measured": guide.how_measured(found),
         "heads": report_table.heads(found),
         "rows": report_table.rows(found),
-        "lines": [(v, lines(v.last)) for v in found if v.last and lines(v.last)],
+        "whole": _whole(found),
         "figures": _figures(found),
-        "most": MOST,
-        "points": run_lines.POINTS,
-        "texts": [(v, examples(v, TEXTS), scale(v)) for v in found if v.run.texts],
-        "alerts": [(v, a, _alert_text(v, a)) for v in found for a in v.run.alerts],
+        "most": {"drift": MOST, "kinds": KINDS, "wheel": NAMED, "runs": run_lines.DRAWN},
+        "thinned": run_lines.POINTS if _thinned(found) else 0,
+        "kinds": _kinds(subject),
+        "axes": whole_profile.axes_caveat(subject),
+        "texts": [(v, examples(v, TEXTS, limit)) for v in found if v.run.texts],
+        "limit": limit,
+        "zero": limit / shades.LEVELS / 2,
+        "alerts": [(v, a, _alert_text(a, limit)) for v in found for a in v.run.alerts],
         "notes": [(v, note) for v in found for note in v.run.notes],
         "gates": _gates(found),
         "settings": [(v, report_table.settings(v)) for v in found],
-        "guide": SECTIONS,
-        "terms": TERMS,
+        "guide": guide.SECTIONS,
+        "terms": guide.terms(found),
         "levels": shades.LEVELS,
         "shades": Markup(shades.css()),
         "script": SCRIPT,
@@ -90,7 +103,7 @@ def _context(found: Sequence[View]) -> dict[str, Any]:
 def _shared(found: Sequence[View], verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     """What stands below the cards of several runs: once if it is the same for all."""
     out: list[tuple[str, str]] = []
-    for heading in ("Vectors", "How sure"):
+    for heading in BELOW:
         said = [(v.title, dict(d.facts).get(heading)) for v, d in zip(found, verdicts, strict=True)]
         texts = dict.fromkeys(text for _, text in said if text)
         for text in texts:
@@ -100,14 +113,38 @@ def _shared(found: Sequence[View], verdicts: Sequence[Verdict]) -> list[tuple[st
     return out
 
 
-def _alert_text(view: View, alert: dict[str, Any]) -> Example | None:
+def _whole(found: Sequence[View]) -> list[tuple[whole_profile.Line, list[Any]]]:
+    """Every number about a whole profile, described once, with what each run has of it."""
+    tables = [{line.name: line for line in whole_profile.lines(view)} for view in found]
+    first = {name: line for lines in reversed(tables) for name, line in lines.items()}
+    order = dict.fromkeys(name for lines in tables for name in lines)
+    return [(first[name], [lines.get(name) for lines in tables]) for name in order]
+
+
+def _kinds(view: View) -> str:
+    """How many prompts there are of each kind."""
+    named = (f"{isolated(kind, 24)} ({count})" for kind, count in view.kinds.items())
+    return joined(named) if view.kinds else ""
+
+
+def _thinned(found: Sequence[View]) -> bool:
+    curves = run_lines.training(found, _read(found[0])).values()
+    return any(len(steps) > run_lines.POINTS for lines in curves for steps, _ in lines)
+
+
+def _read(subject: View) -> list[str]:
+    """The emotions whose readings in training are drawn."""
+    return (subject.watched or subject.leading(READ))[:READ]
+
+
+def _alert_text(alert: dict[str, Any], limit: float) -> Example | None:
     """The text that set an alert off."""
     text = alert.get("text")
-    return example(text, int(alert["step"]), scale(view)) if text else None
+    return example(text, int(alert["step"]), limit) if text else None
 
 
-def _gates(found: Sequence[View]) -> list[tuple[str, str, str, list[tuple[str, ...]]]]:
-    """Of every vector set once: its use, what is said of it, where it is from, and its gates."""
+def _gates(found: Sequence[View]) -> list[tuple[str, str, list[tuple[str, ...]]]]:
+    """Of every vector set once: its use, where it is from, and its gates."""
     sets: dict[str, tuple[list[str], Any]] = {}
     for view in found:
         for use, vectors in view.vector_sets():
@@ -116,7 +153,6 @@ def _gates(found: Sequence[View]) -> list[tuple[str, str, str, list[tuple[str, .
     return [
         (
             "; ".join(uses),
-            caveat(vectors),
             f"sha256 {short(mark, 16)}, bank {short(vectors.get('bank'), 20)}, "
             f"source: {short(vectors.get('source'), 40)}",
             report_table.gates(vectors),
@@ -133,68 +169,60 @@ def _figures(found: Sequence[View]) -> dict[str, Chart]:
     }
 
 
-def _plan(found: Sequence[View]) -> Iterator[tuple[str, str, Callable[[bool], Figure]]]:
+def _plan(found: Sequence[View]) -> Iterator[Plan]:
     """Name, words for who cannot see it, and how to draw it wide or narrow."""
     subject = found[0]
     last, emotions = subject.last, subject.leading(run_lines.EMOTIONS)
-    curves = run_lines.training(found, subject.watched[:READ] or emotions[:READ])
     if last:
-        shown = [row.emotion for row in last.by_size()[:MOST]]
-        most = ", ".join(map(moved_text, last.by_size()[:4]))
-        told = f"{most}. All numbers are in table 1."
+        largest = last.by_size()[:MOST]
+        rows = [row.emotion for row in sorted(largest, key=lambda row: -_or_low(row.drift.mean))]
+        most = ", ".join(map(moved_text, largest[:4]))
         yield (
             "forest",
-            f"Forest plot of drift: {told}",
-            lambda wide: (
-                run_charts.drift_forest(subject, wide, MOST)
-                if len(found) == 1
-                else run_lines.forests(found, shown, wide)
-            ),
+            f"Forest plot of drift at the colon: {most}. All numbers are in table 1.",
+            lambda wide: run_lines.forests(found, rows, wide),
         )
+    if any(len(view.drifts) > 1 for view in found if view.last):
         names = ", ".join(isolated(e) for e in emotions)
         yield (
             "drift",
             f"Line chart: drift by step of {names}.",
             lambda wide: run_lines.drift_curves(found, emotions, wide),
         )
-    if curves:
+    if curves := run_lines.training(found, _read(subject)):
         yield (
             "training",
-            f"Line charts by step: {', '.join(curves)}.",
+            f"Charts by step: {', '.join(curves)}.",
             lambda wide: run_lines.training_curves(found, curves, wide),
         )
     if last:
-        yield (
-            "steps",
-            "Heat map: drift by emotion and step.",
-            lambda wide: run_charts.emotion_steps(subject, wide, MOST),
-        )
-        if last.blocks:
-            yield from _blocks(subject)
-        if len(last.kinds) > 1:
-            yield (
-                "kinds",
-                "Dot plot: drift by kind of prompt.",
-                lambda wide: run_lines.kinds(subject, shown[:12], wide),
-            )
-        yield (
-            "wheel",
-            "Scatter plot: emotions by valence and arousal, marked by drift.",
-            (lambda wide: run_charts.wheel(subject, wide)),
-        )
+        yield from _profiles(subject, [row.emotion for row in largest])
 
 
-def _blocks(subject: View) -> Iterator[tuple[str, str, Callable[[bool], Figure]]]:
+def _profiles(subject: View, largest: Sequence[str]) -> Iterator[Plan]:
+    """Where the emotions of one run moved: by block, by kind of prompt, by valence and arousal."""
+    assert subject.last is not None
+    if subject.last.blocks:
+        yield (
+            "blocks",
+            "Heat map: drift by emotion and decoder block.",
+            lambda wide: run_charts.block_emotions(subject, wide, MOST),
+        )
+    if len(subject.last.kinds) > 1:
+        yield (
+            "kinds",
+            "Dot plot: drift by kind of prompt.",
+            lambda wide: run_lines.kinds(subject, largest[:KINDS], wide),
+        )
     yield (
-        "blocks",
-        "Heat map: drift by emotion and decoder block.",
-        lambda wide: run_charts.block_emotions(subject, wide, MOST),
+        "wheel",
+        "Scatter plot: emotions by valence and arousal, marked by drift.",
+        lambda wide: run_charts.wheel(subject, wide),
     )
-    yield (
-        "block-steps",
-        "Heat map: mean absolute drift by decoder block and step.",
-        lambda wide: run_charts.block_steps(subject, wide),
-    )
+
+
+def _or_low(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf
 
 
 def _chart(number: int, name: str, label: str, draw: Callable[[bool], Figure]) -> Chart:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control, t
+from scipy.stats import false_discovery_control, norm, t
 
 Array = NDArray[np.float64]
 RESAMPLES = 2000
@@ -27,20 +27,33 @@ def weights(number: int, seed: int = 0) -> Array:
     return found
 
 
-def interval(samples: NDArray[Any]) -> tuple[Array, Array]:
-    """Percentile interval over resamples: (resamples, ...) -> low and high, (...)."""
-    tail = (1 - SHARE) / 2
+def interval(samples: NDArray[Any], number: int = 0) -> tuple[Array, Array]:
+    """Percentile interval over resamples: (resamples, ...) -> low and high, (...).
+
+    Args:
+        samples: Of a mean, in each resample.
+        number: Of values that were resampled: the percentiles lie further out, as far as Student's
+            t does, since resamples of few values spread too little. 0 takes them as they are.
+    """
+    tail = float(norm.sf(_reach(number))) if number else (1 - SHARE) / 2
     low, high = np.quantile(samples, (tail, 1 - tail), axis=0)
     return low, high
 
 
-def of_mean(value: float, samples: Array) -> dict[str, float]:
+def _reach(number: int) -> float:
+    """Standard deviations of a resampled mean that an interval reaches to either side."""
+    if number < 2:
+        return np.inf
+    return float(t.ppf((1 + SHARE) / 2, number - 1) * np.sqrt(number / (number - 1)))
+
+
+def of_mean(value: float, samples: Array, number: int) -> dict[str, float]:
     """A mean, or a weighted one, with its percentile interval; samples are (resamples,)."""
-    low, high = interval(samples)
+    low, high = interval(samples, number)
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-def of_correlation(value: float, samples: Array) -> dict[str, float]:
+def of_correlation(value: float, samples: Array, number: int) -> dict[str, float]:
     """A correlation with its interval: on Fisher's scale, from the spread over resamples.
 
     The percentiles themselves would not do: drawn again, noise that both sides share raises a
@@ -49,6 +62,7 @@ def of_correlation(value: float, samples: Array) -> dict[str, float]:
     Args:
         value: Of the whole sample.
         samples: Of each resample, (resamples,); those in which it is not defined are left out.
+        number: Of values that were resampled.
 
     Returns:
         ``value``, ``low`` and ``high``; NaN where it is not defined.
@@ -56,7 +70,7 @@ def of_correlation(value: float, samples: Array) -> dict[str, float]:
     defined = samples[np.isfinite(samples)]
     if not np.isfinite(value) or len(defined) < len(samples) / 2:
         return {"value": float(value), "low": np.nan, "high": np.nan}
-    half = 1.96 * _fisher(defined).std()
+    half = _reach(number) * _fisher(defined).std()
     low, high = np.tanh(_fisher(value) - half), np.tanh(_fisher(value) + half)
     return {"value": float(value), "low": float(min(low, value)), "high": float(max(high, value))}
 

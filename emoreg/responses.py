@@ -50,7 +50,7 @@ def answers(model: nn.Module, tokenizer: Any, prompts: Sequence[Ids], tokens: in
         CaptureError: Out of memory with a single prompt.
     """
     inner, alike = unwrap(model), _learns_prompt(model)
-    ends = _ends(inner, tokenizer)
+    stops = ends(inner, tokenizer)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: list[Ids] = [[] for _ in prompts]
     with torch.no_grad(), evaluating(model), _generating(model, inner) as generate:
@@ -71,7 +71,7 @@ def answers(model: nn.Module, tokenizer: Any, prompts: Sequence[Ids], tokens: in
                 log.warning("Out of memory: going on with batches of %d tokens.", budget)
             else:
                 for i, row in zip(group, new, strict=True):
-                    found[i] = _until(row, ends)
+                    found[i] = _until(row, stops)
                 start += len(group)
     return found
 
@@ -119,7 +119,7 @@ def _generate(
     return new
 
 
-def _ends(inner: Any, tokenizer: Any) -> set[int]:
+def ends(inner: Any, tokenizer: Any) -> set[int]:
     """Tokens that end a response."""
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     owners = (tokenizer, getattr(inner, "generation_config", None), inner.config)

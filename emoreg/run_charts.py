@@ -32,8 +32,8 @@ from emoreg.journal import Run
 from emoreg.measurement import Measurement, Moved
 from emoreg.printable import short
 from emoreg.run_view import View
-from emoreg.sentences import interval_text
 from emoreg.wheel import wheel as wheel  # to be found beside the others
+from emoreg.wording import interval_text
 
 COLUMNS = {True: 16, False: 6}  # of a heat map
 

@@ -212,20 +212,18 @@ def training_curves(
     views: Sequence[View], curves: Mapping[str, Sequence[Curve]], wide: bool
 ) -> Figure:
     """Logged scalars over steps, a panel each and a line for each run."""
-    figure = _grid(
-        len(curves),
-        (3 if len(curves) in (3, 5, 6) else 2) if wide else 1,
-        220 if wide else 190,
-        wide,
-    )
+    columns = 3 if wide and len(curves) in (3, 5, 6) else min(2, len(curves))
+    figure = _grid(len(curves), columns, 190 if wide else 165, wide)
     for ax, (title, lines) in zip(figure.axes, curves.items(), strict=True):
         for i, line in enumerate(lines):
             ls, shape = ("", SHAPES[i]) if _few(line) else (DASHES[i], "")
             ax.plot(*thinned(*line), color=colour(i), ms=6, ls=ls, marker=shape)
-        ax.set_title(title, pad=8)
-        ax.set_xlabel("step")
+        ax.set_title(title, pad=6, size=12.5 if wide else 10)
+        ax.set_xlabel("step", size=11)
         ax.grid(axis="y")
-        ax.locator_params("x", integer=True)
+        ax.tick_params(labelsize=11)
+        ax.locator_params("x", integer=True, nbins=7 if wide else 4)
+        ax.locator_params("y", nbins=5)
     titles = [view.title for view in views[:DRAWN]]
     if len(titles) > 1:
         key(figure, titles, marks=any(map(_few, chain(*curves.values()))))

@@ -79,6 +79,20 @@ class View:
         """Emotions that have a weight, even of 0."""
         return list(dict.fromkeys(e for kind in KINDS for e in self.weights[kind]))
 
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many drift prompts there are of each kind, of kinds that there are."""
+        asked = table(self.run.baseline.get("prompts"))
+        given = table(asked.get("kinds")) or {k: asked.get(k) for k in ("neutral", "challenging")}
+        counts = {str(kind): number(count) for kind, count in given.items()}
+        return {kind: int(count) for kind, count in counts.items() if count > 0}
+
+    @property
+    def before(self) -> int | None:
+        """The step of the measurement that the last one gives its change from."""
+        steps = [m.step for m in self.drifts if self.last and m.step < self.last.step]
+        return steps[-1] if steps else None
+
     def leading(self, most: int) -> list[str]:
         """Watched emotions, then the largest movers."""
         if self.last is None:

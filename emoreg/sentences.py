@@ -3,78 +3,61 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emoreg.charts import Interval
-from emoreg.measurement import Measurement, Moved, number, table
-from emoreg.printable import isolated, short
+from emoreg import answers
+from emoreg.measurement import Measurement, number, table
+from emoreg.printable import isolated, joined, listed, short
 from emoreg.run_view import View, control_title, keep, pushes, weights_of
+from emoreg.wording import NAMED, SIGMA, moved_text, number_text
+from emoreg.wording import interval_text as interval_text  # wandb's charts look here
 
 HALF = 0.5  # σ: what the size of a drift is counted against
-SIGMA = "\u00a0σ"  # a line does not break before it
-NAMED = 12  # emotions that a list names before it only counts
-SIDES = {
-    "up": "Rose",
-    "down": "Fell",
-    "flat": "No drift shown",
-    "unknown": "Not measured",
-}
+TINY = 5e7  # weights in the blocks of a model that is called so
+SIDES = {"up": "Rose at the colon", "down": "Fell at the colon", "flat": "No drift shown",
+         "unknown": "Not measured"}  # fmt: skip
+COLON = (
+    "The last prompt token, just before the answer. In Claude Sonnet 4.5 the reading there "
+    "predicted the answer’s emotion (r\u00a0=\u00a00.87, arXiv:2604.07729); for this model that is "
+    "not shown."
+)
+OWN_GATE = re.compile(r"auroc_(.+)_[^_]+")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run shows: a label, the same with numbers, and what one must know beside it."""
+    """What a run shows.
+
+    Attributes:
+        label: In two words.
+        head: The same with numbers.
+        most: The largest moves, and how large they are on the whole.
+        said: What may be said of the run's answers.
+        facts: What one must know beside it, each with its heading.
+    """
 
     label: str
     head: str
     most: str
+    said: str
     facts: tuple[tuple[str, str], ...]
-
-
-def number_text(value: float | None, sign: str = "", digits: int = 2) -> str:
-    """A number, with a plus sign if `sign` is ``+``; a dash for one that is not there."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
-
-
-def interval_text(found: Interval, unit: str = "", sign: str = "+") -> str:
-    """A value with its 95 % interval, or alone where it has none."""
-    mean, low, high = (number_text(x, sign) for x in found)
-    if not math.isfinite(found.mean):
-        return "–"
-    return f"{mean}{unit} [{low},\u00a0{high}]" if found.side != "unknown" else f"{mean}{unit}"
 
 
 def verdict(view: View) -> Verdict:
     """The verdict of one run."""
-    last = view.last
+    last, facts = view.last, tuple(_facts(view))
     if last is None or view.only_start:
-        return Verdict("Not measured", _unmeasured(view), "", tuple(_facts(view)))
-    moved, known = last.movers(), last.known()
+        return Verdict("Not measured", _unmeasured(view), "", "", facts)
+    moved, known, said = last.movers(), last.known(), answers.so_what(last)
     if not moved:
-        head = f"No drift shown: none of {len(known)} emotions moved"
-        return Verdict("No drift shown", head, "", tuple(_facts(view)))
-    head = f"Drifted: {len(moved)} of {len(known)} emotions moved"
-    most = f"Most: {_moves(moved[:4])}. {_far(last)}"
-    return Verdict("Drifted", head, most, tuple(_facts(view)))
-
-
-def moved_text(row: Moved) -> str:
-    """One emotion's drift in words."""
-    name = isolated(row.emotion)
-    if row.side in ("up", "down"):
-        verb = "rose" if row.side == "up" else "fell"
-        return f"{name} {verb} {interval_text(row.drift, SIGMA)}"
-    if row.side == "flat":
-        return f"{name} shows no drift {interval_text(row.drift, SIGMA)}"
-    return f"{name} was not measured"
-
-
-def _moves(rows: Sequence[Moved]) -> str:
-    return ", ".join(map(moved_text, rows))
+        head = f"No drift shown: none of {len(known)} emotions moved at the colon"
+        return Verdict("No drift shown", head, "", said, facts)
+    head = f"Drifted: {len(moved)} of {len(known)} emotions moved at the colon"
+    most = f"Most: {', '.join(map(moved_text, moved[:4]))}. {_size(last)}"
+    return Verdict("Drifted", head, most, said, facts)
 
 
 def _unmeasured(view: View) -> str:
@@ -85,66 +68,55 @@ def _unmeasured(view: View) -> str:
     return "Not measured: this run has no measurement of drift"
 
 
+def _size(last: Measurement) -> str:
+    """How large the moves are on the whole."""
+    moved = last.movers()
+    far = sum(max(row.drift.low, -row.drift.high) > HALF for row in moved)
+    return (
+        f"On average {number_text(last.size())}{SIGMA}; of the {len(moved)} that moved, {far} lie "
+        f"further than {HALF:g}{SIGMA} from base even at the near end of their interval."
+    )
+
+
 def _facts(view: View) -> Iterator[tuple[str, str]]:
     """What stands beside a verdict, each with its heading."""
-    if view.last is not None and not view.only_start:
-        yield from _lists(view.last)
-        yield "How far", _size(view.last)
+    last = None if view.only_start else view.last
+    if last is not None:
+        yield from _lists(last)
+        if said := " ".join(answers.facts(last)):
+            yield "In the answers", said
+        yield "Why the colon", COLON
     yield "Control", control_text(view)
-    yield (
-        "Vectors",
-        " ".join(dict.fromkeys(caveat(v) for _, v in view.vector_sets()))
-        or ("No vector set is on record."),
-    )
-    if view.last is not None and not view.only_start:
+    yield "Vectors", vectors_text(view)
+    if said := _model(view):
+        yield "Model", said
+    if last is not None:
         yield "How sure", certainty(view)
     yield "The run", state(view)
 
 
 def _lists(last: Measurement) -> Iterator[tuple[str, str]]:
-    """The emotions on each side, largest first."""
+    """The emotions on each side, largest first, with what turns around in the answers."""
     for side, heading in SIDES.items():
         names = [row.emotion for row in last.by_size() if row.side == side]
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        said = [isolated(name) + answers.turned_mark(last, name) for name in names[:NAMED]]
         if names:
-            yield heading, f"{len(names)}: " + ", ".join(map(isolated, names[:NAMED])) + more
-
-
-def _size(last: Measurement) -> str:
-    """How large the moves are, and what the unit is."""
-    mean = number_text(last.stats["mean_abs"].mean) if "mean_abs" in last.stats else "–"
-    text = (
-        f"Mean absolute drift {mean} σ over {len(last.known())} emotions. 1 σ is one standard "
-        "deviation of the same reading over neutral text."
-    )
-    for place, where in (("response", "On fixed responses"), ("own", "In its own responses")):
-        if last.known(place):
-            moved = last.movers(place=place)
-            text += f" {where} {len(moved)} of {len(last.known(place))} moved"
-            other = sum({r.side, last.colon[r.emotion].side} == {"up", "down"} for r in moved
-                        if r.emotion in last.colon)  # fmt: skip
-            text += f", {other} of them the other way than at the colon." if other else "."
-    return text
-
-
-def _far(last: Measurement) -> str:
-    """How many lie far from the base with their whole interval."""
-    number = sum(max(row.drift.low, -row.drift.high) > HALF for row in last.movers())
-    return f"{number} of them moved by more than half a σ with their whole interval."
+            yield heading, f"{len(names)}: {', '.join(said)}{more}"
 
 
 def control_text(view: View) -> str:
     """Whether the loss pushed on readings, on which, and what drift can show of it."""
+    if not view.run.controls and not view.run.header.get("trainer"):
+        return "Not on record: a checkpoint was read, and how it was trained is not known here."
+    open_ = (
+        "What moved, moved in this training; which part of it did that (data, learning rate, seed) "
+        "is not shown."
+    )
     if not view.run.controls:
-        return (
-            "Off: no regularizer of emoreg was attached, so whatever moved was moved "
-            "by the training itself."
-        )
+        return f"Off: no regularizer of emoreg was attached. {open_}"
     if not view.controlled:
-        return (
-            "Off: only measured. Every weight was 0, so emoreg added nothing to the loss, and "
-            f"whatever moved was moved by the training itself.{_watched(view)}"
-        )
+        return f"Off: every weight was 0, so emoreg only measured. {open_}{_watched(view)}"
     pushed = "; ".join(_pushed(name, c) for name, c in view.run.controls.items() if pushes(c))
     return f"On: the loss {pushed}.{_watched(view)} {_own(view)}"
 
@@ -153,7 +125,8 @@ def _watched(view: View) -> str:
     """What the watched emotions did."""
     colon = view.last.colon if view.last and not view.only_start else {}
     rows = [colon[e] for e in view.watched if e in colon]
-    return f" Watched: {_moves(rows)}." if rows else ""
+    said = ", ".join(map(moved_text, rows))
+    return f" Watched (named with a weight): {said} at the colon." if rows else ""
 
 
 def _pushed(name: str, control: Mapping[str, Any]) -> str:
@@ -176,15 +149,42 @@ def _own(view: View) -> str:
         return "Whether that changed readings outside training was not measured."
     if view.own_directions:
         return (
-            "Drift here is read on the same directions that the loss pushes on. It shows where "
-            "those readings went. It cannot show whether the model carries less of the emotion or "
-            "carries it along other directions: that takes directions that had no part in "
-            "training, and this report has none."
+            "Drift is read on the same directions that the loss pushes on: it shows where those "
+            "readings went. Whether the model carries less of the emotion, or carries it along "
+            "other directions, takes directions that had no part in training; this report has none."
         )
     return (
-        "Drift here is read on other directions than those that the loss pushes on. Whether they "
-        "are independent of them is not checked in this report."
+        "Drift is read on other directions than those that the loss pushes on. Whether they are "
+        "independent of them is not checked in this report."
     )
+
+
+def vectors_text(view: View) -> str:
+    """What validation says of the vectors, and for which emotions it looked where drift looks."""
+    said = dict.fromkeys(caveat(vectors) for _, vectors in view.vector_sets())
+    text = " ".join(said) or "No vector set is on record."
+    vectors = table(view.run.baseline.get("vectors"))
+    if view.last is None or not vectors.get("gates"):
+        return text
+    own = own_gates(vectors)
+    names = [e for e in view.last.colon if e in own]
+    if not names:
+        return f"{text} No emotion has a gate of its own in an assistant’s context."
+    failed, rest = [e for e in names if not own[e]], len(view.last.colon) - len(names)
+    verb = "has a gate of its" if len(names) == 1 else "have gates of their"
+    text += f" {listed(names, most=NAMED)} {verb} own in an assistant’s context"
+    text += f" (not passed: {listed(failed)})" if failed else ""
+    return text + (f"; the other {rest} rest on gates over stories." if rest else ".")
+
+
+def own_gates(vectors: Mapping[str, Any]) -> dict[str, bool]:
+    """Emotions that were tested in an assistant's context, and whether all those gates passed."""
+    found: dict[str, bool] = {}
+    for gate in map(table, vectors.get("gates") or ()):
+        name = OWN_GATE.fullmatch(str(gate.get("name")))
+        if name and gate.get("passed") is not None:
+            found[name[1]] = found.get(name[1], True) and bool(gate["passed"])
+    return found
 
 
 def caveat(vectors: Mapping[str, Any]) -> str:
@@ -197,28 +197,45 @@ def caveat(vectors: Mapping[str, Any]) -> str:
     return f"The set {name} was found {short(found)}{why}."
 
 
+def _model(view: View) -> str:
+    """Which model, and how large."""
+    own = table(view.run.header.get("model"))
+    model = own or table(table(view.run.baseline.get("vectors")).get("model"))
+    blocks, width = number(model.get("blocks")), number(model.get("width"))
+    parts = [isolated(model[key]) for key in ("name", "type") if model.get(key)]
+    if not (math.isfinite(blocks) and math.isfinite(width)):
+        return f"{', '.join(parts)}." if parts else ""
+    text = ", ".join([*parts, f"{blocks:.0f} blocks", f"width {width:.0f}"])
+    weights = 12 * blocks * width**2
+    if weights >= TINY:
+        return f"{text}."
+    return (
+        f"{text}: tiny, by the usual 12 · blocks · width² some {weights / 1e6:.1f} million weights "
+        "in its blocks. How a large model would move does not follow."
+    )
+
+
 def certainty(view: View) -> str:
     """How sure one can be, and of what not."""
-    last, asked = view.last, table(view.run.baseline.get("prompts"))
+    last = view.last
     assert last is not None
-    kinds = [f"{asked[k]} {k}" for k in ("neutral", "challenging") if asked.get(k)]
-    split = f" ({', '.join(map(str, kinds))})" if kinds else ""
-    prompts = f"{last.prompts} prompts{split}" if last.prompts else "prompts"
+    split = joined(f"{count} {isolated(kind, 24)}" for kind, count in view.kinds.items())
+    prompts = f"{last.prompts} prompts" if last.prompts else "prompts"
+    prompts += f" ({split})" if view.kinds else ""
     seed = table(view.run.header.get("args")).get("seed")
     known = f"seed {short(seed)}" if seed is not None else "an unrecorded seed"
     base = view.run.baseline.get("base")
     named = f" ({short(base)})" if base else ""
     return (
-        f"Base{named} and trained model read the same {prompts}. Brackets are 95 % intervals over "
-        "such prompts. An emotion is said to have moved only if its interval excludes 0 and its "
-        f"q, corrected for {len(last.known())} emotions, is at most 0.05. This is one training run "
-        f"({known}): what another seed, other data or other vectors would give is in no interval "
-        "on this page."
+        f"Base{named} and trained model read the same {prompts}; brackets are 95 % intervals over "
+        "such prompts. Moved: the interval excludes 0, and q, corrected for "
+        f"{len(last.known())} emotions, is at most 0.05. This is one training run ({known}): "
+        "another seed, other data or other vectors are in no interval on this page."
     )
 
 
 def state(view: View) -> str:
-    """Where the run stands: ended, cut off, resumed; alerts and notes."""
+    """What was trained on, and where the run stands: ended, cut off, resumed; alerts and notes."""
     run, last = view.run, view.last
     planned = number(table(run.header.get("args")).get("max_steps"))
     steps = [s for s, _ in run.logs] + [m.step for m in view.drifts]
@@ -237,4 +254,13 @@ def state(view: View) -> str:
     for events, one, more in ((run.alerts, "alert", "alerts"), (run.notes, "note", "notes")):
         if events:
             text += f" {len(events)} {one if len(events) == 1 else more}, below."
-    return text
+    return _trained_on(view) + text
+
+
+def _trained_on(view: View) -> str:
+    data = table(view.run.header.get("data"))
+    rows, name = number(data.get("rows")), data.get("name")
+    if not math.isfinite(rows):
+        return ""
+    of = f" of {isolated(name)}" if name else ""
+    return f"{short(view.run.header.get('trainer') or 'Trained')} on {rows:.0f} rows{of}. "

@@ -44,6 +44,7 @@ class Series:
     ) -> None:
         self.gauge, self.base = gauge, base
         self.earlier = dict(earlier or {})
+        self._at, self._before = -1, self.earlier.get("previous")
 
     def measure(self, model: nn.Module, step: int, own: bool = False) -> Measured:
         """Read the model as it stands, and compare.
@@ -54,6 +55,9 @@ class Series:
             own: Whether its own responses are read too.
         """
         now = self.gauge.now(model, self.base, own)
+        if step == self._at:  # once more, as at the end: what was before stays before
+            self._put("previous", self._before)
+        self._at, self._before = step, self.earlier.get("previous")
         gauge, probe = self.gauge, self.gauge.probe
         earlier = (self.earlier.get(name) for name in ("previous", "start"))
         move = Move(gauge.emotions, probe.blocks, gauge.kinds, self.base, now, *earlier)
@@ -63,6 +67,11 @@ class Series:
             self.earlier["start"] = now
         self.earlier["previous"] = now
         return Measured(move.places["colon"], event, scalars(move.places, stats))
+
+    def _put(self, name: str, found: Snapshot | None) -> None:
+        self.earlier.pop(name, None)
+        if found is not None:
+            self.earlier[name] = found
 
     def keep_base(self, folder: Path) -> None:
         """Write the base's readings into the output folder; a failure is a warning."""
@@ -94,7 +103,7 @@ def resumed(gauge: Gauge, base: Snapshot | None, output: Path, checkpoint: Path)
             f"Training resumes from {checkpoint.name} without adapters to switch off, so drift is "
             f"measured from what was read at step 0, and {problem}. Copy {BASE} from the output "
             f"folder of the run that is resumed to {output} (with the same vectors, facets, "
-            "blocks, prompts and response length), or start at step 0."
+            "blocks, prompts, response length and precision), or start at step 0."
         )
     base = base or found.pop("base")
     return Series(gauge, base, found)

@@ -20,7 +20,7 @@ DARK_PAPER, DARK_INK = "#1b1e21", "#e7e5e0"
 # A rise is amber and not red: that calm rose is no alarm.
 RISE = "#96590a"
 SHADES = {  # full colour on light and on dark
-    "up": (RISE, "#e3ab5c"),
+    "up": (RISE, "#d99d4c"),
     "down": (FALL, "#82b4ee"),
     "some": (EMOREG, "#52c0b3"),
 }

@@ -55,7 +55,7 @@ def structure(base: Array, now: Array, seed: int = 0) -> dict[str, float]:
     if len(base) == 1:
         return {"value": value, "low": np.nan, "high": np.nan}
     drawn = weights(len(base), seed)
-    return of_correlation(value, correlation(drawn @ base, drawn @ now))
+    return of_correlation(value, correlation(drawn @ base, drawn @ now), len(base))
 
 
 def agreement(shift: Array, kinds: Sequence[str]) -> dict[str, float]:
@@ -68,7 +68,7 @@ def agreement(shift: Array, kinds: Sequence[str]) -> dict[str, float]:
         return dict.fromkeys(("value", "low", "high"), np.nan)
     drawn = [weights(len(p), SEEDS[k]) @ p for p, k in zip(parts, KINDS, strict=True)]
     value = float(correlation(*(p.mean(0) for p in parts)))
-    return of_correlation(value, correlation(*drawn))
+    return of_correlation(value, correlation(*drawn), min(map(len, parts)))
 
 
 def centroid(shift: Array, ratings: Sequence[float | None]) -> dict[str, float] | None:
@@ -88,7 +88,7 @@ def centroid(shift: Array, ratings: Sequence[float | None]) -> dict[str, float] 
     if len(at) < RATED or np.ptp(rated) == 0:
         return None
     by_prompt = shift[:, at] @ ((rated - rated.mean()) / rated.std()) / len(at)
-    return of_mean(float(by_prompt.mean()), weights(len(shift)) @ by_prompt)
+    return of_mean(float(by_prompt.mean()), weights(len(shift)) @ by_prompt, len(shift))
 
 
 def span(move: Move, probe: Probe) -> dict[str, Any]:
@@ -96,20 +96,22 @@ def span(move: Move, probe: Probe) -> dict[str, Any]:
 
     ``span`` is the share of the squared length of its move that lies in the span of the directions
     at a block, beside the share of a move in a random direction; ``moved`` the length of the move
-    as a share of the base's mean activation. Both are means over blocks.
+    as a share of the base's mean activation. Both are means over blocks, ``span`` over those that
+    moved.
     """
     moves = (move.now.mean - move.base.mean).astype(np.float64)  # (blocks, width)
     squares = np.square(moves).sum(1)
     inside, ranks = [], []
-    for rows, went in zip(probe.directions.cpu().double(), torch.from_numpy(moves), strict=True):
+    for rows, move_of in zip(probe.directions.cpu().double(), torch.from_numpy(moves), strict=True):
         values, vectors = torch.linalg.eigh(rows @ rows.T)
         kept = values > COLLINEAR * values[-1]
-        along = (vectors[:, kept].T @ (rows @ went)) / values[kept].sqrt()
+        along = (vectors[:, kept].T @ (rows @ move_of)) / values[kept].sqrt()
         inside.append(float(along.square().sum()))
         ranks.append(int(kept.sum()))
-    shares = np.divide(inside, squares, out=np.full(len(squares), np.nan), where=squares > 0)
+    went = squares > 0  # adapters may all lie above the first blocks
+    share = float((np.array(inside)[went] / squares[went]).mean()) if went.any() else np.nan
     return {
-        "span": {"value": float(shares.mean()), "chance": float(np.mean(ranks)) / moves.shape[1]},
+        "span": {"value": share, "chance": float(np.mean(ranks)) / moves.shape[1]},
         "moved": float((np.sqrt(squares) / move.base.length).mean()),
     }
 

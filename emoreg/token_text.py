@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,11 +10,13 @@ from typing import Any, NamedTuple
 from emoreg.measurement import number
 from emoreg.printable import isolated, short
 from emoreg.run_view import View
-from emoreg.sentences import number_text
-from emoreg.shades import level
+from emoreg.shades import level, rounded
+from emoreg.wording import number_text
 
-TOKENS, LETTERS, PROMPT = 300, 120, 400  # most tokens of a text, letters of a token and a prompt
-LEAST, MOST = 2.0, 6.0  # σ: what the deepest shade stands for lies between
+TOKENS, LETTERS = 300, 120  # most tokens of a text, letters of a token
+PROMPT = 300  # letters at the end of a prompt: as many as journals keep
+BOUNDARY = 40  # letters in which a cut prompt's first whole word is looked for
+LEAST, MOST = 2.0, 5.0  # σ: what the deepest shade stands for lies between
 ENDS = 3  # tokens that are named at either end of the readings
 
 
@@ -46,40 +47,47 @@ class Example:
     ends: str
 
 
-def examples(view: View, most: int) -> tuple[list[Example], list[Example]]:
+def examples(view: View, most: int, limit: float) -> tuple[list[Example], list[Example]]:
     """The completions of the last step at which some were kept, and those before, latest first.
+
+    Of each step one for each emotion and end, the furthest that was not shown yet; no completion
+    is shown twice.
 
     Args:
         view: The run.
         most: Completions in either list.
+        limit: What the deepest shade stands for, σ.
     """
-    limit = scale(view)
     events = [event for event in reversed(view.run.texts) if event.get("rows")]
-    now, *before = [(int(event["step"]), _spread(event["rows"])) for event in events] or [(0, [])]
-    earlier = [(step, row) for step, rows in before for row in rows]
-    return (
-        [example(row, now[0], limit) for row in now[1][:most]],
-        [example(row, step, limit) for step, row in earlier[:most]],
-    )
+    seen: set[tuple[str, ...]] = set()
+    found = [
+        [example(row, int(event["step"]), limit) for row in _unlike(event["rows"], seen)]
+        for event in events
+    ]
+    now, *before = found or [[]]
+    return now[:most], [text for texts in before for text in texts][:most]
 
 
-def _spread(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """One of each emotion and end, then a second of each, and so on."""
-    seen: Counter[tuple[Any, Any]] = Counter()
-    ranked = []
+def _unlike(
+    rows: Iterable[Mapping[str, Any]], seen: set[tuple[str, ...]]
+) -> list[Mapping[str, Any]]:
+    """One row of each emotion and end that was not seen; `seen` grows by these."""
+    found: dict[tuple[Any, Any], Mapping[str, Any]] = {}
     for row in rows:
         key = (row.get("emotion"), row.get("end"))
-        ranked.append((seen[key], row))
-        seen[key] += 1
-    return [row for _, row in sorted(ranked, key=lambda pair: pair[0])]
+        text = (str(row.get("prompt")), *map(str, row.get("tokens") or ()))
+        if key not in found and text not in seen:
+            found[key] = row
+            seen.add(text)
+    return list(found.values())
 
 
-def scale(view: View) -> float:
-    """The reading, in σ, that the deepest shade of a run's texts stands for."""
-    rows = [row for event in view.run.texts for row in event.get("rows") or ()]
-    rows += [alert["text"] for alert in view.run.alerts if alert.get("text")]
+def scale(*views: View) -> float:
+    """The reading, in σ, that the deepest shade of these runs' texts stands for."""
+    rows = [row for v in views for event in v.run.texts for row in event.get("rows") or ()]
+    rows += [alert["text"] for v in views for alert in v.run.alerts if alert.get("text")]
     readings = (number(x) for row in rows for x in row.get("readings") or ())
-    return min(MOST, max(LEAST, *(abs(x) for x in readings if math.isfinite(x)), LEAST))
+    return rounded(min(MOST, max([LEAST, *(abs(x) for x in readings if math.isfinite(x))])))
 
 
 def example(row: Mapping[str, Any], step: int, limit: float) -> Example:
@@ -94,14 +102,23 @@ def example(row: Mapping[str, Any], step: int, limit: float) -> Example:
         f"{isolated(row.get('emotion'))}, {end} of its batch{side}, step {step}: mean "
         f"reading {number_text(number(row.get('reading')), '+')} σ"
     )
-    prompt = str(row.get("prompt") or "")
+    cut = number(row.get("cut"))
     return Example(
         title,
-        prompt if len(prompt) <= PROMPT else "…" + prompt[1 - PROMPT :],
+        _end(str(row.get("prompt") or "")),
         tuple(_piece(token, reading, limit) for token, reading in pairs[:TOKENS]),
-        max(0, len(pairs) - TOKENS),
+        max(0, len(pairs) - TOKENS) + (int(cut) if math.isfinite(cut) else 0),
         _ends(pairs),
     )
+
+
+def _end(prompt: str) -> str:
+    """The end of a prompt, from a whole word on if it was cut."""
+    if len(prompt) < PROMPT:
+        return prompt
+    kept = prompt[-PROMPT:]
+    head, space, tail = kept[:BOUNDARY].partition(" ")
+    return "… " + (tail if space else head) + kept[BOUNDARY:]
 
 
 def visible(token: str) -> str:

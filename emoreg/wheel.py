@@ -29,8 +29,8 @@ Rated = tuple[Moved, float, float]  # with valence and arousal
 def wheel(run: Run | View, wide: bool = True) -> Figure:
     """Emotions on the plane of valence and arousal; mark, colour and size are their drift.
 
-    Marks of like ratings are set side by side. Names stand beside their marks, or at the end of a line; where they do not all find room, every
-    one is a number, with the names in a key below.
+    Marks of like ratings are set side by side. Names stand beside their marks, or at the end of a
+    line; where they do not all find room, every one is a number, with the names in a key below.
 
     Args:
         run: With at least one measurement of drift.
@@ -40,7 +40,7 @@ def wheel(run: Run | View, wide: bool = True) -> Figure:
         ReportError: No drift was measured.
     """
     rated = _rated(*measured(run))[:NAMED]
-    width, height = (720.0, 470.0) if wide else (float(WIDTH[False]), 330.0)
+    width, height = (720.0, 400.0 + 4 * max(0, len(rated) - 20)) if wide else (380.0, 330.0)
     inner = Area(26, 0, width - 12, height)
     marks = apart([_mark(found, rated, inner, wide) for found in rated])
     names, spots = _labels([short(row.emotion, 18) for row, _, _ in rated], marks, inner)
@@ -51,11 +51,13 @@ def wheel(run: Run | View, wide: bool = True) -> Figure:
     if not rated:
         ax.text(4, 4, "no emotion of this set is rated", color=MUTED, ha="center")
     for (row, _, _), mark in zip(rated, marks, strict=True):
-        face = PAPER if row.side == "flat" else COLOURS[row.side]
-        edge = COLOURS[row.side] if row.side == "flat" else PAPER
-        ax.scatter(*_data(mark[:2], inner), (2 * mark.radius) ** 2, marker=MARKS[row.side], fc=face, ec=edge, lw=1)
-    for label, spot in spots:
-        _write(ax, label, spot, inner)
+        face, edge = COLOURS[row.side], PAPER
+        if row.side == "flat":
+            face, edge = edge, face
+        at, area = _data(mark[:2], inner), (2 * mark.radius) ** 2
+        ax.scatter(*at, area, marker=MARKS[row.side], fc=face, ec=edge, lw=1)
+    for label, spot, mark in spots:
+        _write(ax, label, spot, mark, inner)
     _key(figure, names, box)
     return figure
 
@@ -95,17 +97,17 @@ def _data(at: tuple[float, float], inner: Area) -> tuple[float, float]:
 
 def _labels(
     names: Sequence[str], marks: Sequence[Mark], inner: Area
-) -> tuple[list[str], list[tuple[str, Spot]]]:
-    """The names of a key, if there must be one, and each label with its place."""
-    found = place(marks, [(_width(name), 1.15 * SIZE) for name in names], inner)
-    if all(found):
-        return [], [(name, spot) for name, spot in zip(names, found, strict=True) if spot]
-    numbers = [str(i) for i, _ in enumerate(names, 1)]
-    found = place(marks, [(_width(n), 1.15 * SIZE) for n in numbers], inner)
-    spots = [(n, spot) for n, spot in zip(numbers, found, strict=True) if spot]
-    shown = {n for n, _ in spots}
-    key = [f"{n}  {name}" for n, name in zip(numbers, names, strict=True) if n in shown]
-    return key, spots
+) -> tuple[list[str], list[tuple[str, Spot, Mark]]]:
+    """The names of a key, if there must be one, and each label with its place and its mark."""
+    labels = list(names)
+    spots = place(marks, [(_width(label), 1.15 * SIZE) for label in labels], inner)
+    numbered = not all(spots)
+    if numbered:
+        labels = [str(i) for i, _ in enumerate(names, 1)]
+        spots = place(marks, [(_width(label), 1.15 * SIZE) for label in labels], inner)
+    rows = [row for row in zip(names, labels, spots, marks, strict=True) if row[2]]
+    key = [f"{label}  {name}" for name, label, _, _ in rows] if numbered else []
+    return key, [(label, spot, mark) for _, label, spot, mark in rows if spot]
 
 
 def _width(name: str) -> float:
@@ -113,14 +115,18 @@ def _width(name: str) -> float:
     return SIZE * (0.62 * len(name) + 0.42 * wide)
 
 
-def _write(ax: Axes, label: str, spot: Spot, inner: Area) -> None:
-    """A label at its spot, with its line."""
+def _write(ax: Axes, label: str, spot: Spot, mark: Mark, inner: Area) -> None:
+    """A label at its spot, close to the side of its mark, with its line."""
     if spot.line:
         ends = zip(*(_data(end, inner) for end in spot.line), strict=True)
         ax.plot(*ends, color=MUTED, lw=0.7, solid_capstyle="round")
     left, low, right, high = spot.area
-    middle = _data(((left + right) / 2, (low + high) / 2), inner)
-    ax.text(*middle, label, ha="center", va="center", size=SIZE)
+    # Letters are narrower than was reckoned, so they stand at the end that is next to the mark.
+    along = (mark.x - left) / (right - left)
+    x, side = (left, "left") if along < 1 / 3 else (right, "right")
+    if 1 / 3 <= along <= 2 / 3:
+        x, side = (left + right) / 2, "center"
+    ax.text(*_data((x, (low + high) / 2), inner), label, ha=side, va="center", size=SIZE)
 
 
 def _columns(width: float) -> int:

@@ -26,13 +26,21 @@ GATES = [
         **{"control": {"random_p95": 0.55}, "note": "against other unpleasant stories"},
     },
     {
+        **{"name": "auroc_desperate_colon", "value": 0.98, "bar": 0.7, "passed": True},
+        **{"control": {"shuffled_labels_p95": 0.58}, "note": "1 of 200 random directions does"},
+    },
+    {
+        **{"name": "valence_correlation", "value": 0.28, "bar": 0.58, "passed": False},
+        **{"control": {"permuted_ratings_p95": 0.58}, "note": "|r| of component 1"},
+    },
+    {
         **{"name": "urgency", "value": None, "bar": None, "passed": None, "control": None},
         "note": "the bank has no emergencies",
     },
 ]
 VECTORS = {
     **{"name": "fit", "sha256": "a" * 64, "bank": "5f2c", "source": "extract"},
-    **{"verdict": "usable with reservations", "reason": "1 of 3 gates failed", "gates": GATES},
+    **{"verdict": "usable with reservations", "reason": "2 of 4 gates failed", "gates": GATES},
     "model": {"name": "emoreg-tiny", "id": None, "width": 192, "blocks": 6, "config": "beef"},
 }
 TEXT = [
@@ -95,6 +103,8 @@ def begin(journal: Journal, name: str, steps: int, seed: int = 0) -> None:
         args={"max_steps": steps, "num_train_epochs": 3.0, "learning_rate": 5e-4, "seed": seed,
               "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "processes": 1},
         adapter={"r": 8, "alpha": 16}, wandb=None,
+        data={"name": "builds", "rows": 480, "columns": ["prompt", "completion"],
+              "fingerprint": "f00d", "eval_rows": 48},
     )  # fmt: skip
 
 
@@ -118,8 +128,9 @@ def baseline(journal: Journal, emotions: list[str], **fields: Any) -> None:
         entry = CATALOGUE.entry(e)
         rated[e] = {"valence": entry.valence, "arousal": entry.arousal, "cluster": entry.cluster}
     row = {
-        "prompts": {"file": "drift.jsonl", "hash": "d00d", "number": 128, "neutral": 64,
-                    "challenging": 64},
+        "prompts": {"file": "drift.jsonl", "hash": "d00d", "number": 128,
+                    "kinds": {"neutral": 64, "challenging": 64},
+                    "examples": {"neutral": ["What is a lease?"], "challenging": ["Hurry up!"]}},
         "response_tokens": 48, "on_policy": True, "drift_steps": 10,
         "facets": ["stories", "transcripts"], "blocks": [2, 3, 4], "vectors": vectors(),
         "base": "adapters off", "cached": False, "emotions": rated,

@@ -163,7 +163,7 @@ def test_drift_is_zero_at_step_zero_and_what_was_planted_at_the_end(tmp_path: Pa
         folder, make_model(awake=False), learning_rate=0.0, max_steps=2,
         per_device_train_batch_size=4,
     )  # fmt: skip
-    callback, taps = watched(trainer), []
+    callback, taps = watched(trainer, drift_steps=0), []
     trainer.add_callback(
         Do("on_epoch_begin", lambda model, **_: taps.append(plant(model, "afraid", 0.7).open()))
     )
@@ -185,14 +185,17 @@ def test_drift_is_zero_at_step_zero_and_what_was_planted_at_the_end(tmp_path: Pa
     assert rows["afraid"]["drift"] == logged(trainer, "emoreg/drift/afraid")[1]
     assert rows["afraid"]["start"]["drift"] == pytest.approx(rows["afraid"]["drift"])
     assert found.drifts[0]["places"]["colon"]["emotions"]["afraid"]["change"] is None
-    assert found.baseline["prompts"]["challenging"] == 2
+    assert found.baseline["prompts"]["kinds"]["challenging"] == 2
     assert (found.baseline["base"], found.baseline["on_policy"]) == ("adapters off", "end")
 
 
 @pytest.mark.parametrize(
     ("steps", "every", "wanted"),
-    [(20, None, list(range(0, 21, 2))), (4, None, [0, 4]), (4, 0, [0, 4]), (5, 2, [0, 2, 4, 5])],
-)
+    [
+        (20, None, list(range(0, 21, 2))), (4, None, [0, 1, 2, 3, 4]), 
+        (19, None, [*range(0, 19, 2), 19]), (4, 0, [0, 4]), (5, 2, [0, 2, 4, 5]),
+    ],
+)  # fmt: skip
 def test_it_measures_ten_times_in_a_run_unless_told_otherwise(
     steps: int, every: int | None, wanted: list[int], tmp_path: Path
 ) -> None:
@@ -244,7 +247,7 @@ def test_the_trainers_own_log_is_the_same_with_and_without(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"drift_steps": -1}, "drift_steps must be >= 0, got -1"),
+        ({"drift_steps": -1}, "drift_steps must be a whole number >= 0, got -1"),
         ({"response_tokens": -1}, "response_tokens must be >= 0, got -1"),
         ({"on_policy": "sometimes"}, "on_policy is one of end, always, never; got 'sometimes'"),
     ],

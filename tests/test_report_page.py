@@ -205,9 +205,9 @@ def test_markdown_holds_the_same_words_and_numbers_as_the_page(pair, html):
     text = Page(html).text
     for said in (
         "Drifted: 10 of 12 emotions moved",
-        "Of 12 emotions in both, no-control lies further from base in 2 (ashamed, excited)",
+        "of 12 emotions in both, no-control lies further from base in 2 (ashamed, excited)",
         "▲ +4.10 [+4.03, +4.17]",
-        "The set fit was found usable with reservations: 1 of 3 gates failed.",
+        "The set fit was found usable with reservations: 2 of 4 gates failed.",
         "This is one training run (seed 0)",
         "neither asked nor answered here",
         "gradient_accumulation_steps",

@@ -84,7 +84,7 @@ def test_the_lists_of_movers_are_those_that_the_numbers_give(tmp_path):
         mean, half, q = rng.gauss(0, 1), abs(rng.gauss(0, 0.8)), rng.choice([0.01, 0.05, 0.2])
         rows[f"e{i:02}"] = row(mean, mean - half, mean + half, q)
     facts = dict(verdict(View.of(measured(tmp_path, rows))).facts)
-    wanted = {"Rose": 1, "Fell": -1, "No drift shown": 0}
+    wanted = {"Rose at the colon": 1, "Fell at the colon": -1, "No drift shown": 0}
     for heading, side in wanted.items():
         names = [
             e for e, r in rows.items()
@@ -109,9 +109,10 @@ def test_a_run_that_has_only_its_start_is_not_measured_yet(tmp_path):
 
 def test_the_control_is_told_from_mere_measuring(pair, tmp_path):
     free, held = (words([run], tmp_path) for run in pair)
-    assert "Off: only measured. Every weight was 0" in free
+    assert "Off: every weight was 0, so emoreg only measured." in free
+    assert "which part of it did that (data, learning rate, seed) is not shown" in free
     assert "On: the loss penalised desperate (weight 1) and rewarded calm (weight 0.5)" in held
-    assert "Watched: desperate fell −1.13 σ [−1." in held
+    assert "Watched (named with a weight): desperate −1.13 σ [−1." in held
     assert "read on the same directions that the loss pushes on" in held
     assert "same directions that the loss pushes on" not in free
     bare = measured(tmp_path / "bare", {"calm": UP}, controlled=False)
@@ -164,8 +165,13 @@ def test_who_drifted_more_is_said_only_where_intervals_are_apart(tmp_path):
     two = {"calm": row(-2.0, -2.2, -1.8, 0.0), "sad": row(0.8, 0.6, 1.0, 0.0), "bored": UP}
     found = [measured(tmp_path / n, rows) for n, rows in (("a", one), ("b", two))]
     text = words(found, tmp_path)
-    assert "Of 3 emotions in both, mine (a) lies further from base in 0; mine (b) lies" in text
+    assert "of 3 emotions in both, mine (a) lies further from base in 0; mine (b) lies" in text
     assert "further from base in 2 (calm, bored); 1 is not told apart" in text
+    assert (
+        "A difference, mine (b) minus mine (a), is shown for 3 of 3; the largest: calm −3.00 σ "
+        "[−3.40, −2.60], sad +1.50 σ [+1.10, +1.90], bored +0.90 σ [+0.50, +1.30]." in text
+    )
+    assert "On average mine (a) and mine (b) moved by 0.60 and 1.27 σ at the colon." in text
     turned = words(found[::-1], tmp_path)
     assert "mine (b) lies further from base in 2 (calm, bored); mine (a) lies further" in turned
 
@@ -198,10 +204,13 @@ def test_runs_of_one_name_get_names_that_differ(tmp_path):
 def test_numbers_about_the_whole_profile_get_words_by_their_intervals(pair, tmp_path):
     text = words(pair[:1], tmp_path)
     for said in (
-        "−0.21 σ [−0.27, −0.15]On the whole, towards unpleasant emotions.",
+        "−0.21 σ [−0.27, −0.15]On the whole, towards unpleasant emotions, by the ratings alone: "
+        "these vectors failed the gate for valence.",
         "+0.01 σ [−0.05, +0.07]No move towards agitated or still emotions is shown.",
         "+0.18 [−0.22, +0.58]No likeness is shown.",
-        "34.0 %5.4 times what a move in a random direction would have there.",
+        "0.71 [0.66, 0.76]The base’s profile is partly kept to largely kept.",
+        "0.92 [0.89, 0.95]Both kinds of prompt moved alike: a strong to very strong correlation.",
+        "34.0 %Mostly elsewhere, but more along emotions than a random move would be.",
     ):
         assert said in text
 

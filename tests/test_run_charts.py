@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import combinations
 from pathlib import Path
@@ -17,8 +18,10 @@ from emoreg.chart_parts import spaced
 from emoreg.charts import INK, PAPER, inline_svg
 from emoreg.errors import ReportError
 from emoreg.journal import Run
+from emoreg.labels import Area, Mark, apart, gap, meet, place
 from emoreg.run_charts import block_emotions, block_steps, drift_forest, emotion_steps, wheel
 from emoreg.run_view import View
+from emoreg.wheel import NAMED
 
 FIGURES = (emotion_steps, block_steps, block_emotions, drift_forest, wheel)
 
@@ -90,7 +93,7 @@ def test_a_heat_map_holds_the_numbers_and_shades_them_by_size(run):
     wanted = [found[b][e] for e in names for b in ("2", "3", "4")]
     said = ["0" if abs(x) < 0.05 else f"{x:+.1f}".replace("-", "−") for x in wanted]
     assert cells == said
-    limit = max(map(abs, wanted))
+    limit = shades.rounded(max(map(abs, wanted)))
     inked = {shades.colour(x, limit) for x in wanted}
     drawn = {
         "#" + "".join(f"{round(255 * c):02x}" for c in patch.get_facecolor()[:3])
@@ -116,19 +119,74 @@ def test_the_wheel_places_emotions_by_their_ratings_and_sizes_them_by_drift(run)
     order = sorted(drift, key=lambda e: -abs(drift[e]))
     sizes = [c.get_sizes()[0] for c in ax.collections]
     assert sizes == sorted(sizes, reverse=True)
+    at = {e: (rated[e]["valence"], rated[e]["arousal"]) for e in drift}
+    shared = [e for e in drift if list(at.values()).count(at[e]) > 1]
+    assert shared == ["afraid", "angry"]  # control: two marks must make room for each other
     for emotion, mark in zip(order, ax.collections, strict=True):
-        x, y = mark.get_offsets()[0]
-        assert (x, y) == pytest.approx((rated[emotion]["valence"], rated[emotion]["arousal"]))
-    assert {t.get_text() for t in ax.texts} <= set(drift)
+        near = 0.15 if emotion in shared else 1e-6
+        assert tuple(mark.get_offsets()[0]) == pytest.approx(at[emotion], abs=near)
+    assert {t.get_text() for t in ax.texts} == set(drift)
 
 
-def test_labels_do_not_lie_on_each_other(tmp_path):
-    run = runs.write_run(tmp_path, means=runs.many(), measurements=2)
-    figure = wheel(run)
+def drawn(figure: Figure) -> tuple[list[tuple[str, Any]], list[Mark], list[Any]]:
+    """What a wheel shows: labels with their boxes, marks, and the lines between, in pixels."""
     figure.canvas.draw()
-    boxes = [t.get_window_extent().shrunk(0.9, 0.8) for t in figure.axes[0].texts]
-    assert len(boxes) > 30  # control: there is a crowd
-    assert not [1 for a, b in combinations(boxes, 2) if a.overlaps(b)]
+    ax = figure.axes[0]
+    labels = [(t.get_text(), t.get_window_extent()) for t in ax.texts]
+    marks = [
+        Mark(*ax.transData.transform(c.get_offsets()[0]), math.sqrt(c.get_sizes()[0]) / 2)
+        for c in ax.collections
+    ]
+    lines = [ax.transData.transform(line.get_xydata()) for line in ax.lines[2:]]
+    return labels, marks, lines
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("number", [12, 40, 171])
+def test_every_mark_of_the_wheel_has_one_label_that_can_be_no_other_s(number, wide, tmp_path):
+    means = runs.TWELVE if number == 12 else runs.many(number)
+    figure = wheel(runs.write_run(tmp_path, means=means, measurements=2), wide)
+    labels, marks, lines = drawn(figure)
+    order = sorted(means, key=lambda e: -abs(means[e]))[:NAMED]
+    key = dict(t.get_text().split("  ") for t in figure.texts)
+    assert sorted(key.get(text, text) for text, _ in labels) == sorted(order)
+    assert len(marks) == len(order)
+    assert not [1 for a, b in combinations(marks, 2) if math.dist(a[:2], b[:2]) < a[2] + b[2]]
+    boxes = [Area(*box.extents) for _, box in labels]
+    assert not [1 for a, b in combinations(boxes, 2) if meet(a, b)]
+    assert min(gap(mark, box) for mark in marks for box in boxes) > 0
+    for (text, _), box in zip(labels, boxes, strict=True):
+        gaps = [gap(mark, box) for mark in marks]
+        own = order.index(key.get(text, text))
+        if gaps[own] > min(gaps) or gaps[own] > 6:  # then a line leads to it from its mark
+            starts = [start for start, end in lines if gap(Mark(*end, 0.0), box) < 5]
+            edges = [[abs(math.dist(m[:2], start) - m.radius) for m in marks] for start in starts]
+            assert own in [found.index(min(found)) for found in edges]
+
+
+def test_a_label_without_room_has_no_spot_and_the_more_important_choose_first():
+    alone = place([Mark(50, 50, 5)], [(30, 12)], Area(0, 0, 100, 100))[0]
+    assert alone is not None
+    assert alone.line is None
+    assert place([Mark(50, 50, 5)], [(30, 12)], Area(40, 40, 60, 60)) == [None]
+    crowd = [Mark(50, 50, 5), Mark(50, 62, 5), Mark(50, 38, 5)]
+    spots = place(crowd, [(30, 12)] * 3, Area(0, 0, 100, 100))
+    assert spots[0] is not None
+    assert spots[0].line is not None  # beside it, it could be one of the others'
+    first, second, third = place(crowd, [(38, 12)] * 3, Area(8, 25, 110, 75))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert place(crowd, [(44, 12)] * 3, Area(8, 25, 100, 75)).count(None) > 0
+
+
+def test_marks_at_one_place_are_set_apart_and_those_alone_stay():
+    alone, crowd = Mark(300, 300, 9), [Mark(100, 100, 4.0 + i) for i in range(6)]
+    found = apart([alone, *crowd])
+    assert found[0] == alone
+    assert min(math.dist(a[:2], b[:2]) - a[2] - b[2] for a, b in combinations(found, 2)) > 0
+    assert max(math.dist(m[:2], (100, 100)) for m in found[1:]) < 30
+    assert apart([]) == []
 
 
 def test_curves_have_bands_and_alerts_and_a_panel_for_each_run(run, tmp_path):
@@ -198,7 +256,11 @@ def test_the_style_sheet_has_the_colours_that_charts_are_drawn_in():
     ]
     assert (defined[0]["ink"], defined[0]["card"]) == (INK, PAPER)
     assert (defined[1]["ink"], defined[1]["card"]) == (shades.DARK_INK, shades.DARK_PAPER)
+    over = re.findall(r":root \{(.*?)\}", shades.css(), flags=re.DOTALL)
+    for theme, own in zip(defined, over, strict=True):
+        theme |= dict(re.findall(r"--(rise): (#\w{6})", own))  # the report's own
     assert (defined[0]["rise"], defined[1]["rise"]) == shades.SHADES["up"]
+    assert (defined[0]["fall"], defined[1]["fall"]) == shades.SHADES["down"]
     for theme in defined:
         for name in ("ink", "muted", "rise", "fall", "emoreg"):
             assert min(contrast(theme[name], theme[on]) for on in ("page", "card")) >= 4.5

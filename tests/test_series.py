@@ -20,6 +20,7 @@ from trainers import (
     make_trainer,
     make_vectors,
 )
+from transformers import TrainerCallback
 
 from emoreg import kept
 from emoreg.callbacks import DriftCallback
@@ -182,3 +183,20 @@ def test_snapshots_come_back_from_a_file_as_they_went_in(tmp_path: Path) -> None
     colon = Gauge(make_tokenizer(), prompts, probe, 0).base(make_base())
     assert kept.digest(Snapshot.of(colon.tensors())) == kept.digest(colon) != kept.digest(base)
     assert not torch.tensor(colon.places["colon"]).isnan().any()
+
+
+def test_a_step_that_is_measured_twice_is_compared_with_the_one_before(tmp_path: Path) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, *args: Any, **_kwargs: Any) -> None:
+            args[2].should_training_stop = args[1].global_step == 2
+
+    trainer = make_trainer(tmp_path, max_steps=4, learning_rate=0.1)
+    trainer.add_callback(DriftCallback(trainer, make_vectors(), PROMPT_FILE, drift_steps=1))
+    trainer.add_callback(Stop())
+    trainer.train()
+    run = Run.load(tmp_path)
+    assert [(d["step"], d["final"]) for d in run.drifts] == [(0, False), (1, False), (2, True)]
+    before, last = (d["places"]["colon"]["emotions"]["calm"] for d in run.drifts[-2:])
+    change = last["change"]["drift"]
+    assert change == pytest.approx(last["now"] - before["now"], abs=1e-6)
+    assert abs(change) > 1e-3

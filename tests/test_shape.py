@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import bootstrap, false_discovery_control, pearsonr, ttest_rel
+from scipy.stats import bootstrap, false_discovery_control, pearsonr, ttest_1samp, ttest_rel
 
 from emoreg.catalogue import CATALOGUE
 from emoreg.drift import Move, drift, scalars
@@ -60,15 +60,28 @@ def test_the_interval_covers_the_truth_about_nineteen_times_in_twenty_and_is_det
     assert (found.high == again.high).all()
 
 
+def test_rounding_is_no_move_however_sure_it_is() -> None:
+    rng = np.random.default_rng(2)
+    base = rng.normal(size=(128, 3))
+    now = base + np.array([0.01, 0.2, -0.2]) + 0.001 * rng.normal(size=base.shape)
+    found = drift(base, now, ("rounded", "up", "down"))
+    assert found.low[0] > 0  # sure
+    assert found.q[0] < 1e-6
+    assert (found.rose, found.fell) == (["up"], ["down"])
+
+
 def test_interval_p_and_q_are_those_of_scipy() -> None:
     rng = np.random.default_rng(1)
     base, now = rng.normal(size=(40, 6)), rng.normal(0.2, size=(40, 6))
     found = drift(base, now, "abcdef")
-    wanted = bootstrap(
+    narrow = bootstrap(
         (now - base,), np.mean, axis=0, method="percentile", n_resamples=20000, random_state=rng
     ).confidence_interval
+    wanted = ttest_1samp(now - base, 0).confidence_interval(0.95)
     np.testing.assert_allclose(found.low, wanted.low, atol=0.03)
     np.testing.assert_allclose(found.high, wanted.high, atol=0.03)
+    wider = (found.high - found.low) / (narrow.high - narrow.low)
+    assert wider.mean() > 1.01  # the bare percentiles cover too little
     p = ttest_rel(now, base).pvalue
     np.testing.assert_allclose(found.p, p)
     np.testing.assert_allclose(found.q, false_discovery_control(p))

@@ -57,6 +57,14 @@
     apply();
   }
 
+  for (const cue of all(".cue")) {
+    const box = cue.nextElementSibling;
+    const show = () => { cue.hidden = box.scrollLeft + box.clientWidth > box.scrollWidth - 8; };
+    box.addEventListener("scroll", show);
+    addEventListener("resize", show);
+    show();
+  }
+
   for (const box of all(".tokens")) {
     const tokens = all("span[title]", box);
     const said = box.parentElement.querySelector("output");
