@@ -75,9 +75,11 @@ class Alerts:
         """
         for step, logs in lines:
             self._counted(step, logs)
-        before = {(row["name"], row["threshold"], row["above"]) for row in told}
+        names = ("name", "threshold", "above", "patience", "action")
+        before = {tuple(row[name] for name in names) for row in told}
         for alert, count in zip(self.alerts, self._counts, strict=True):
-            count.off = (alert.key, alert.threshold, not alert.below) in before
+            event = Fired(alert, 0, 0.0, 0).event()
+            count.off = tuple(event[name] for name in names) in before
 
     def unseen(self) -> list[Alert]:
         """The alerts whose name has not been logged."""

@@ -229,7 +229,7 @@ def _action_flaws(name: Any, action: Any) -> Iterator[str]:
 
 
 def _key(name: str) -> str:
-    return name if re.match(r"(eval_(\w+_)?)?emoreg/", name) else f"emoreg/{name}"
+    return name if re.match(r"(eval_(.+_)?)?emoreg/", name) else f"emoreg/{name}"
 
 
 def _of(metric: str, kinds: tuple[str, ...]) -> bool:

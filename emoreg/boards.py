@@ -11,6 +11,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import Trainer
 
 from emoreg import console, host, wandb_resume
@@ -36,8 +37,8 @@ class _Room:
         self.journal = Journal(Path(str(trainer.args.output_dir)), writes)
         self.guests: list[int] = []
         self.board = open_board(trainer, self.journal)
-        if writes:
-            self.journal.listeners += boards_of(trainer, self.journal)
+        self.trackers: list[Any] = list(boards_of(trainer, self.journal)) if writes else []
+        self.journal.listeners += self.trackers
         if self.board is not None:
             self.journal.listeners.append(self.board)
         self._console = Loan()
@@ -66,6 +67,8 @@ class _Room:
         self._console.give_back()
         if self.board is not None:
             self.board.guard.give_back()
+        for tracker in self.trackers:
+            tracker.close()
 
     def _watched(self) -> set[str]:
         """Emotions that any regularizer penalises or rewards."""
@@ -134,7 +137,7 @@ def logged(trainer: Trainer, guest: Any, logs: Mapping[str, Any]) -> None:
     """A line of the trainer's log, which every callback brings: the journal gets it once."""
     room = _room(trainer)
     if room is not None and room.guests[:1] == [id(guest)]:
-        numbers = {k: v for k, v in logs.items() if _is_number(v)}
+        numbers = {k: float(v) for k, v in logs.items() if _is_number(v)}
         room.journal.add("log", room.state.global_step, logs=numbers)
 
 
@@ -194,4 +197,5 @@ def _training(trainer: weakref.ref[Trainer]) -> Callable[..., Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    scalar = isinstance(value, Real) and not isinstance(value, bool)
+    return scalar or (isinstance(value, Tensor) and value.numel() == 1)

@@ -27,9 +27,15 @@ def shorten(trainer: Trainer, loan: Loan, watched: Callable[[], set[str]]) -> No
     """
 
     def shortened(on_log: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("logs") is not None:
-            kwargs["logs"] = short(kwargs["logs"], watched())
-        return on_log(*args, **kwargs)
+        logs = kwargs.get("logs")
+        if logs is None:
+            return on_log(*args, **kwargs)
+        shown = short(logs, watched())
+        before = set(shown)
+        result = on_log(*args, **{**kwargs, "logs": shown})
+        for name in before - set(shown):  # a printer takes values out that later callbacks miss
+            logs.pop(name, None)
+        return result
 
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, PrinterCallback | ProgressCallback):

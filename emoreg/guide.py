@@ -70,7 +70,7 @@ TERMS = {
     "set of vectors. One run is one run.",
     "q": "The least rate of false finds at which an emotion would still count as moved, corrected "
     "for the number of emotions (Benjamini–Hochberg). Marks follow the interval and the q of their "
-    "own place.",
+    "own place, and the size: below 0.05 σ a move may be rounding, and none is claimed.",
     "Difference and further from base": "Said of two runs where intervals do not meet: of the "
     "drifts, or of their sizes. Intervals that meet say neither that the runs differ nor that they "
     "are alike.",

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 
 from emoreg.host import model_of
 from emoreg.identity import identity
@@ -70,7 +71,7 @@ def _data(trainer: Trainer) -> dict[str, Any] | None:
 
 
 def _length(rows: Any) -> int | None:
-    return len(rows) if hasattr(rows, "__len__") else None
+    return len(rows) if has_length(rows) else None
 
 
 def _adapter(trainer: Trainer) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -141,7 +142,7 @@ class Journal:
         self.path, self.writes = folder / FILE, writes
         self.run = Run(folder)
         self.listeners: list[Callable[[Event], None]] = []
-        self._due: list[str] = []
+        self._due: deque[str] = deque()
         self._warned = False
 
     def begin(self, step: int, **header: Any) -> None:
@@ -185,18 +186,21 @@ class Journal:
         """Append what is due; a line that was cut off, by a full disk or a kill, is taken back."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Half a character, from a text that was cut, is written as JSON's escape of it.
-            due = memoryview("".join(self._due).encode("utf-8", "backslashreplace"))
             with self.path.open("ab+", buffering=0) as file:  # a buffer would be written again
                 whole = _end_of_lines(file)
-                try:
-                    file.truncate(whole)
-                    while due:
-                        due = due[file.write(due) :]
-                except OSError:
-                    file.truncate(whole)
-                    raise
-            self._due = []
+                file.truncate(whole)
+                while self._due:
+                    # Half a character, from a text that was cut, is written as JSON's escape.
+                    line = self._due[0].encode("utf-8", "backslashreplace")
+                    try:
+                        left = memoryview(line)
+                        while left:
+                            left = left[file.write(left) :]
+                    except OSError:
+                        file.truncate(whole)
+                        raise
+                    whole += len(line)
+                    self._due.popleft()
         except OSError as e:
             self._warn(e)
 

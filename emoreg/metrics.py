@@ -73,7 +73,7 @@ def metric_of(name: str) -> tuple[str, str] | None:
 
     A regularizer that has a name has it after ``emoreg/``.
     """
-    bare = re.sub(r"^eval_(\w+_)?(?=emoreg/)", "", name)
+    bare = re.sub(r"^eval_(.+_)?(?=emoreg/)", "", name)
     for sought in (bare, re.sub(r"^emoreg/[^/]+/", "emoreg/", bare)):
         for metric, (unit, _meaning) in METRICS.items():
             if re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(metric)), sought):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emoreg import answers
-from emoreg.measurement import Measurement, number, table
+from emoreg.measurement import LEAST, Measurement, Q, number, table
 from emoreg.printable import isolated, joined, listed, short
 from emoreg.run_view import View, control_title, keep, pushes, weights_of
 from emoreg.wording import NAMED, SIGMA, moved_text, number_text
@@ -228,8 +228,9 @@ def certainty(view: View) -> str:
     named = f" ({short(base)})" if base else ""
     return (
         f"Base{named} and trained model read the same {prompts}; brackets are 95 % intervals over "
-        "such prompts. Moved: the interval excludes 0, and q, corrected for "
-        f"{len(last.known())} emotions, is at most 0.05. This is one training run ({known}): "
+        f"such prompts. Moved: by {LEAST:g}{SIGMA} or more, which is more than rounding, with an "
+        f"interval that excludes 0, and a q, corrected for {len(last.known())} emotions, of at "
+        f"most {Q:g}. This is one training run ({known}): "
         "another seed, other data or other vectors are in no interval on this page."
     )
 

@@ -114,7 +114,7 @@ def example(row: Mapping[str, Any], step: int, limit: float) -> Example:
 
 def _end(prompt: str) -> str:
     """The end of a prompt, from a whole word on if it was cut."""
-    if len(prompt) < PROMPT:
+    if len(prompt) <= PROMPT + len("… "):
         return prompt
     kept = prompt[-PROMPT:]
     head, space, tail = kept[:BOUNDARY].partition(" ")

@@ -83,9 +83,14 @@ class Board:
         """Send what an event calls for."""
         self._try(partial(self._send, event), int(event["step"]))
         if event["event"] == "end":
-            self._loan.give_back()
-            if self.closing is not None:
-                self.closing()
+            self.close()
+
+    def close(self) -> None:
+        """Give the back-end back, closed if its host has tried to."""
+        self._loan.give_back()
+        if self.closing is not None:
+            self.closing()
+            self.closing = None
 
     def images(self, step: int, images: Mapping[str, Image.Image]) -> None:
         """Send pictures by key."""

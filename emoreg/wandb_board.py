@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors.numpy import load_file, save
 from transformers import Trainer
 
 from emoreg import wandb_media as media
@@ -72,8 +73,8 @@ class WandbBoard:
         elif kind == "alert":
             self.guard.attempt(lambda: self._alert(event))
         elif kind == "end":
-            self.guard.lost = False
             for name, do in list(self._due.items()):
+                self.guard.lost = False
                 self._send(name, do)
 
     def use(self, vectors: EmotionVectors) -> None:
@@ -85,6 +86,7 @@ class WandbBoard:
 
     def finish(self, report: Path | None) -> None:
         """Send the report, when all else is told."""
+        self.guard.lost = False
         self._send("report", lambda: self._report(report))
 
     def _send(self, name: str, do: Callable[[], object]) -> None:
@@ -147,7 +149,10 @@ class WandbBoard:
 
         name = (self.journal.run.header.get("model") or {}).get("name")
         found = Artifact(media.artifact_name("base-readings", name), "base-readings")
-        found.add_file(str(self.journal.path.parent / BASE))
+        tensors = load_file(self.journal.path.parent / BASE)
+        numbers = {k: v for k, v in tensors.items() if not k.endswith(("/texts", "/lengths"))}
+        with found.new_file(BASE, mode="wb") as file:  # what the base answered stays here
+            file.write(save(numbers))
         self.run.log_artifact(found)
 
     def _use(self, vectors: EmotionVectors) -> None:

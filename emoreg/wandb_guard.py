@@ -79,9 +79,11 @@ class Guard:
             return False
         began = time.monotonic()
         done = self.attempt(do)
-        if (took := time.monotonic() - began) > SLOW:
+        took = time.monotonic() - began
+        slow = not self.run.offline and took > SLOW
+        if slow:
             self.fail(f"it took {took:.0f} s over a file")
-        self.lost = not done or took > SLOW
+        self.lost = slow or not done
         return done
 
     def look(self) -> None:
@@ -102,7 +104,7 @@ class Guard:
         self._looked = time.monotonic()
         if self.run.offline:
             return True
-        host, port = _address(str(self.run.settings.base_url))
+        host, port = _address(self.run.settings)
         try:
             socket.create_connection((host, port), PATIENCE).close()
         except OSError as e:
@@ -132,13 +134,17 @@ class Guard:
 
     def _logging(self, on_log: Around, *args: Any, **kwargs: Any) -> Any:
         """`WandbCallback.on_log`, before which wandb is told what it is going to get."""
-        define(self.run, rewrite_logs(kwargs.get("logs") or {}), self._defined)
+        logs = rewrite_logs(kwargs.get("logs") or {})
+        self.attempt(lambda: define(self.run, logs, self._defined))
         return on_log(*args, **kwargs)
 
     def _sending(self, method: Around, *args: Any, **kwargs: Any) -> Any:
         """`wandb.log`; here a mistake of the caller's must still be one."""
         from wandb.errors import CommError
 
+        step = kwargs.get("step")
+        if isinstance(step, int) and step < self.run.step:  # emoreg's own rows moved the count
+            kwargs["step"] = None
         try:
             return method(*args, **kwargs)
         except (OSError, EOFError, CommError) as e:
@@ -146,10 +152,11 @@ class Guard:
             return None
 
 
-def _address(url: str) -> tuple[str, int]:
+def _address(settings: Any) -> tuple[str, int]:
     """Where a request to an address connects to: its host, or a proxy."""
-    parts = urlsplit(url)
-    proxy = getproxies().get(parts.scheme)
+    parts = urlsplit(str(settings.base_url))
+    own = getattr(settings, f"{parts.scheme}_proxy", None)
+    proxy = own or getproxies().get(parts.scheme)
     if proxy and not proxy_bypass(parts.hostname or ""):
         parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

@@ -52,5 +52,6 @@ def define(run: Any, names: Iterable[str], defined: set[str]) -> None:
     for name in names:
         kept = None if name in defined else summary(name)
         if kept is not None:
-            run.define_metric(name, step_metric=STEP, step_sync=True, summary=kept)
+            escaped = name.replace(".", "\\.")  # a dot would be a path into a nested value
+            run.define_metric(escaped, step_metric=STEP, step_sync=True, summary=kept)
             defined.add(name)

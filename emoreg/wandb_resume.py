@@ -58,7 +58,16 @@ def _earlier(folder: Path) -> str | None:
         return None
     import wandb
 
-    offline = "offline" in (found.get("mode"), os.environ.get("WANDB_MODE"))
+    now = os.environ.get("WANDB_MODE")
+    if found.get("mode") == "offline" and now != "offline":  # `wandb sync` of it would replace ours
+        log.warning(
+            "The run that goes on was written offline to wandb, and now wandb is online: this "
+            "piece is a run of its own. To have one, `wandb sync` the offline piece first, then "
+            "resume with WANDB_RUN_ID=%s and WANDB_RESUME=must.",
+            found.get("id"),
+        )
+        return None
+    offline = "offline" in (found.get("mode"), now)
     version = tuple(int(part) for part in wandb.__version__.split(".")[:2])
     if offline and version < RESUMES_OFFLINE:
         return None

@@ -22,6 +22,7 @@ from emoreg.shades import rounded
 LOW, HIGH = 0.4, 7.6  # of both axes; ratings go from 1 to 7
 NAMED = 40  # emotions that are shown, the largest drifts
 SIZE = 11.0  # of letters
+CORNER = 1.3  # a triangle's corners reach further than a disc
 Rated = tuple[Moved, float, float]  # with valence and arousal
 
 
@@ -43,7 +44,8 @@ def wheel(run: Run | View, wide: bool = True) -> Figure:
     width, height = (720.0, 400.0 + 4 * max(0, len(rated) - 20)) if wide else (380.0, 330.0)
     inner = Area(26, 0, width - 12, height)
     marks = apart([_mark(found, rated, inner, wide) for found in rated])
-    names, spots = _labels([short(row.emotion, 18) for row, _, _ in rated], marks, inner)
+    around = [mark._replace(radius=CORNER * mark.radius) for mark in marks]
+    names, spots = _labels([short(row.emotion, 18) for row, _, _ in rated], around, inner)
     lines = -(-len(names) // _columns(width)) if names else 0
     box = Box(26, 12, 12, 44 + (14 * lines + 10 if lines else 0))
     figure, ax = canvas(width, height + box.top + box.bottom, box)

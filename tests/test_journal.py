@@ -219,7 +219,7 @@ def test_a_disk_that_is_full_costs_one_warning_and_no_event(
     assert [row["step"] for row in map(json.loads, written.splitlines())] == [0, 1, 2]
     with room_for(4500):  # for some of what is due
         journal.add("log", 6, logs={"loss": 3.0})
-    assert len(lines(tmp_path)) == 3
+    assert [row["step"] for row in lines(tmp_path)] == list(range(5))
     journal.add("log", 7, logs={"loss": 3.0})
     assert [row["step"] for row in lines(tmp_path)] == list(range(8))
     assert len(caplog.records) == 1

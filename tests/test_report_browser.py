@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from emoreg.reporting import write_runs
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS = (390, 820, 1440)
 PAGES = ("one", "two", "many", "hostile")
+CHARTS = 6
 
 
 def chromium() -> str | None:
@@ -77,21 +79,71 @@ DRAWN = """() => [...document.querySelectorAll('figure')].map(figure => {
 })"""
 
 
-@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", PAGES)
-def test_every_chart_is_drawn_and_nothing_is_wider_than_the_page(name, width, browser, pages):
-    with opened(browser, pages[name], width) as page:
-        for theme in ("light", "dark"):
+def test_every_chart_is_drawn_and_nothing_is_wider_than_the_page(name, browser, pages):
+    with opened(browser, pages[name]) as page:
+        for width, theme in product(WIDTHS, ("light", "dark")):
+            page.set_viewport_size({"width": width, "height": 900})
             page.emulate_media(color_scheme=theme)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             charts = page.evaluate(DRAWN)
-            assert len(charts) == 8
+            assert len(charts) == CHARTS
             for chart in charts:
                 assert chart["charts"] == 1
                 assert min(chart["width"], chart["height"]) > 80
                 assert chart["shapes"] > 5
                 assert chart["outside"] == []
         assert page.evaluate("typeof pwned") == "undefined"
+
+
+WHEEL = """() => {
+  const svg = [...document.querySelectorAll('figure')].at(-1).querySelectorAll('svg');
+  const shown = [...svg].find(s => s.getBoundingClientRect().width > 0);
+  const box = e => { const b = e.getBoundingClientRect();
+    return [b.left, b.top, b.right, b.bottom]; };
+  const marks = [...shown.querySelectorAll('use')].map(box);
+  const key = [...shown.querySelectorAll('text')].map(t => [t.textContent, ...box(t)]);
+  return [marks, key];
+}"""
+
+
+@pytest.mark.parametrize(("name", "number"), [("one", 12), ("many", 40)])
+def test_no_name_on_the_wheel_lies_on_another_or_on_a_mark(name, number, browser, pages):
+    with opened(browser, pages[name]) as page:
+        emotions = page.locator("#emotions tbody th bdi").all_inner_texts()[:number]
+        for width in (390, 1200):
+            page.set_viewport_size({"width": width, "height": 900})
+            marks, texts = page.evaluate(WHEEL)
+            assert len(marks) == number
+            boxes = [box for _, *box in texts]
+            assert not [1 for a, b in combinations(boxes, 2) if overlap(a, b) > 1]
+            assert not [1 for a, b in product(marks, boxes) if overlap(a, b) > 1]
+            named = [said.split()[-1] for said, *_ in texts]
+            assert all(named.count(emotion.split()[-1]) >= 1 for emotion in emotions)
+
+
+def overlap(a: list[float], b: list[float]) -> float:
+    """The shorter side of what two boxes share, in pixels; at most 0 for none."""
+    return min(min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+
+
+def test_on_a_phone_the_answers_and_the_outcomes_of_gates_are_in_sight(browser, pages):
+    with opened(browser, pages["one"], 390) as page:
+        cue = page.locator(".cue")
+        assert cue.is_visible()
+        ends = [page.locator(f"#emotions thead th >> nth={i}").bounding_box() for i in (1, 2)]
+        assert all(box["x"] + box["width"] <= 390 - 17 for box in ends)
+        assert column(page, 3)[0][0] in "▲▼○"
+        page.locator(".scroll").first.evaluate("e => { e.scrollLeft = e.scrollWidth; }")
+        page.wait_for_function("document.querySelector('.cue').hidden")
+        outcome = page.locator("table.gates td").first.bounding_box()
+        assert outcome["x"] + outcome["width"] <= 390 - 17
+        rows = page.locator("table.gates tbody tr").evaluate_all("r => r.map(e => e.offsetHeight)")
+        assert max(rows) < 70
+        legend = page.locator(".legend .strip")
+        assert legend.bounding_box()["height"] < 30
+    with opened(browser, pages["one"], 1440) as page:
+        assert page.locator(".cue").is_hidden()  # control: there all columns are in sight
 
 
 def column(page: Page, at: int) -> list[str]:
@@ -156,7 +208,7 @@ def test_keys_reach_the_verdict_the_table_and_the_value_of_each_token(browser, p
         assert said.inner_text() == f"“ have” {tokens.nth(1).get_attribute('title')}"
         tokens.nth(4).click()
         assert tokens.nth(4).get_attribute("title") in said.inner_text()
-        page.locator("summary").last.press("Enter")
+        page.locator("#settings ~ details summary").press("Enter")
         assert "gradient_accumulation_steps" in page.locator("#settings ~ details").inner_text()
 
 
@@ -200,8 +252,8 @@ def test_without_scripts_the_page_is_whole_and_offers_no_dead_buttons(browser, p
         assert page.locator("#emotions tbody tr:visible").count() == 171
         assert page.locator("form.filter").is_hidden()
         assert page.locator("button").count() == 0
-        assert page.locator("figure svg:visible").count() == 8
-        page.locator("summary").last.click()
+        assert page.locator("figure svg:visible").count() == CHARTS
+        page.locator("#settings ~ details summary").click()
         assert page.get_by_text("gradient_accumulation_steps").is_visible()
 
 

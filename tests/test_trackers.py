@@ -281,7 +281,7 @@ def test_emoregs_own_callbacks_reach_it(kind: str, tmp_path: Path) -> None:
     )
     knobs = {**EVERYTHING, "alerts": {"reading/happy": {"above": -100.0}}}
     trainer.add_callback(EmotionRegularizer(trainer, make_vectors(), **knobs))
-    trainer.add_callback(DriftCallback(trainer, make_vectors(), prompts=PROMPT_FILE))
+    trainer.add_callback(DriftCallback(trainer, make_vectors(), prompts=PROMPT_FILE, drift_steps=0))
     trainer.train()
     run, found = Run.load(tmp_path), READ[kind](tmp_path, f"own-{kind}")
     assert found.runs == 1

@@ -9,8 +9,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load, save_file
 from trainers import make_vectors
 from wandb_files import Stored, board_of, measure, opened
 
@@ -28,6 +30,8 @@ CHARTS = {"emoreg/emotion_steps", "emoreg/block_steps", "emoreg/wheel"}
 DRIFT = {"emoreg/drift_table", "emoreg/drift_plot", *CHARTS}
 TEXTS = {"emoreg/texts", "emoreg/texts_table"}
 
+STORED = {"base/colon": np.ones((2, 3), np.float32), "base/texts": np.ones(4, np.int64)}
+
 
 def saved_vectors(folder: Path) -> EmotionVectors:
     return EmotionVectors.load(make_vectors().save(folder))
@@ -42,7 +46,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Stored]:
         runs.begin(journal, "mine", 60)
         board.use(saved_vectors(folder / "vectors"))
         board.use(saved_vectors(folder / "vectors"))
-        (folder / BASE).write_bytes(b"readings")
+        save_file(STORED, folder / BASE)
         runs.control(journal, list(MEANS), 0.1)
         runs.control(journal, ["calm"], 0.2, name="calmer")
         runs.baseline(journal, list(MEANS))
@@ -227,7 +231,8 @@ def test_the_vectors_are_an_input_and_what_the_run_made_are_outputs(
     assert set(files) == {"vectors.safetensors", "card.json", "README.md"}
     card = json.loads(files["card.json"])
     assert json.loads(own[0].metadata)["model"] == card["model"]
-    assert stored.contents("base-readings") == {BASE: b"readings"}
+    (base,) = stored.contents("base-readings").values()
+    assert set(load(base)) == {"base/colon"}  # and not what the base answered
     report = stored.contents("emoreg-report")
     assert report["report.html"] == b"the report"
     assert b'"event": "end"' in report["emoreg.jsonl"]

@@ -212,6 +212,8 @@ def test_a_server_that_is_slow_is_asked_once(
 ) -> None:
     monkeypatch.setattr(wandb_guard, "SLOW", 0.05)
     found, asked = guard(tmp_path), []
+    found.run = SimpleNamespace(offline=False, settings=found.run.settings)
+    monkeypatch.setattr(found, "reachable", lambda: True)
 
     def slow() -> None:
         asked.append(1)
@@ -271,7 +273,10 @@ def test_what_is_looked_for_is_what_wandb_connects_to(
         monkeypatch.delenv(name.upper(), raising=False)
     for name, value in proxies.items():
         monkeypatch.setenv(name, value)
-    assert wandb_guard._address(url) == wanted
+    assert wandb_guard._address(SimpleNamespace(base_url=url)) == wanted
+    if proxies == {}:  # wandb's own settings go before the environment
+        own = {f"{url.split(':')[0]}_proxy": "http://own:9"}
+        assert wandb_guard._address(SimpleNamespace(base_url=url, **own)) == ("own", 9)
 
 
 @pytest.mark.slow  # two processes
@@ -293,3 +298,14 @@ def test_of_two_processes_one_writes(tmp_path: Path) -> None:
     assert len((tmp_path / "emoreg.jsonl").read_text().splitlines()) == len(run.logs) + 5 + 4 + len(
         run.texts
     )
+
+
+@pytest.mark.parametrize(("step", "sent"), [(3, None), (5, 5), (9, 9)])
+def test_a_users_row_is_not_lost_because_emoregs_rows_went_ahead_of_its_step(
+    step: int, sent: int | None, tmp_path: Path
+) -> None:
+    """wandb drops a row of a step that is over, and every row of ours ends one."""
+    found, rows = guard(tmp_path), []
+    found.run = SimpleNamespace(step=5)
+    found._sending(lambda *_args, **kwargs: rows.append(kwargs), {"mine": 1.0}, step=step)
+    assert rows == [{"step": sent}]

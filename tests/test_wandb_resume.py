@@ -129,7 +129,7 @@ def header(folder: Path, **fields: Any) -> Path:
     [
         ({}, "0.18.0", "abc"),
         ({"mode": "disabled"}, "0.31.0", None),
-        ({"mode": "offline"}, "0.31.0", "abc"),
+        ({"mode": "offline"}, "0.31.0", None),  # likewise: this piece is online
         ({"mode": "offline"}, "0.29.0", None),  # `wandb sync` would replace the first piece
         ({"id": None}, "0.31.0", None),
         ({"none": 1}, "0.31.0", None),
