@@ -181,6 +181,7 @@ def run_demo(flags: argparse.Namespace, console: Console) -> None:
     console.print()
     for table in tables(summary):
         console.print(table)
+    console.print(f"report of each run: {flags.out}/*/report.html")
     console.print(f"wandb runs: {flags.out}/*/wandb/offline-run-* (wandb sync, wandb beta leet)")
     console.print(
         f"emoreg: demo done in {summary['seconds']:.0f} s; open {flags.out / 'report.html'}"

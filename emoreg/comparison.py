@@ -61,7 +61,7 @@ def comparison(one: View, other: View) -> list[str]:
     if not shared:
         return [f"Not compared: {names} share no measured emotion."]
     more = {s: [a.emotion for a, b in shared if further(a.drift, b.drift) == s] for s in (1, -1, 0)}
-    text = f"At the colon, of {len(shared)} emotions in both, "
+    text = f"At the colon, of {len(shared)} emotion{'s' * (len(shared) != 1)} in both, "
     text += "; ".join(
         f"{isolated(v.title)} lies further from base in {_some(more[s])}"
         for v, s in ((one, 1), (other, -1))

@@ -54,7 +54,7 @@ def apart(marks: Sequence[Mark]) -> list[Mark]:
     at = np.array([mark[:2] for mark in marks]).reshape(-1, 2)
     radii = np.array([mark.radius for mark in marks])
     turns = GOLDEN * np.arange(len(marks))
-    aside = np.stack([np.cos(turns), np.sin(turns)], 1)  # a direction for each of those at one place
+    aside = np.stack([np.cos(turns), np.sin(turns)], 1)  # where those at one place go
     for _ in range(ROUNDS):
         way = at[:, None] - at[None]  # (marks, marks, 2), from every other
         way = np.where(way.any(-1, keepdims=True), way, aside[:, None] - aside[None])

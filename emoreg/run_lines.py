@@ -32,6 +32,7 @@ from emoreg.shades import DASHES, LINES, SHAPES
 DRAWN = 4  # runs in one chart
 EMOTIONS = 5  # curves in one panel
 POINTS = 300  # of a curve
+LEAST = 0.5  # σ either way that a chart of drift by step shows: what is small looks small
 TITLES = {"colon": "at the colon", "response": "on fixed responses", "own": "in own responses"}
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -166,7 +167,7 @@ def drift_curves(views: Sequence[View], emotions: Sequence[str], wide: bool) -> 
         ax.set(xlabel="step", ylabel="drift from base, σ")
         ax.grid(axis="y")
         ax.locator_params("x", integer=True)
-    ends = [limit for ax in axes for limit in ax.get_ylim()]
+    ends = [-LEAST, LEAST, *(limit for ax in axes for limit in ax.get_ylim())]
     for ax in axes:
         ax.set_ylim(min(ends), max(ends))  # the same scale for every run
     key(figure, emotions)

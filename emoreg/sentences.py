@@ -12,8 +12,9 @@ from emoreg import answers
 from emoreg.measurement import LEAST, Measurement, Q, number, table
 from emoreg.printable import isolated, joined, listed, short
 from emoreg.run_view import View, control_title, keep, pushes, weights_of
-from emoreg.wording import NAMED, SIGMA, moved_text, number_text
+from emoreg.wording import NAMED, SIGMA, moved_text
 from emoreg.wording import interval_text as interval_text  # wandb's charts look here
+from emoreg.wording import number_text as number_text
 
 HALF = 0.5  # σ: what the size of a drift is counted against
 TINY = 5e7  # weights in the blocks of a model that is called so

@@ -8,11 +8,12 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from emoreg.chart_parts import spaced
-from emoreg.charts import FALL, RISE
+from emoreg.charts import FALL
 from emoreg.measurement import Moved, number, table
 from emoreg.printable import short
 from emoreg.run_view import View
 from emoreg.sentences import interval_text, number_text
+from emoreg.shades import RISE
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

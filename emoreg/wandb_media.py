@@ -96,7 +96,7 @@ def texts_page(view: View, step: int, rows: list[Mapping[str, Any]]) -> Any:
 
     limit = scale(view)
     body = "".join(_completion(example(row, step, limit)) for row in rows)
-    key = f"Shades: red above 0 σ, blue below; the deepest is {limit:.1f} σ. Point at a token."
+    key = f"Shades: amber above 0 σ, blue below; the deepest is {limit:.1f} σ. Point at a token."
     page = f'<!doctype html><meta charset="utf-8"><body style="{PAGE}"><p>{key}</p>{body}'
     return wandb.Html(page, inject=False)
 

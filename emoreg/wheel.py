@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from emoreg.chart_parts import COLOURS, LEGEND, MARKS, WIDTH, Box, canvas, measured
+from emoreg.chart_parts import COLOURS, LEGEND, MARKS, Box, canvas, measured
 from emoreg.charts import FAINT, MUTED, PAPER, STYLE
 from emoreg.journal import Run
 from emoreg.labels import Area, Mark, Spot, apart, place

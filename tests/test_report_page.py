@@ -81,6 +81,13 @@ def test_the_largest_report_stays_small_and_says_what_it_leaves_out(tmp_path):
     assert rows == 171
 
 
+def test_notes_stand_only_where_they_apply(pair, html, tmp_path):
+    notes = ("points is drawn as means of neighbours", "emotions that moved most", "by the ratings")
+    assert [note in html for note in notes] == [False, False, True]
+    long = Run(tmp_path, header=pair[0].header, logs=[(i, {"loss": 1.0}) for i in range(301)])
+    assert "A curve of more than 300 points" in write_runs([long], tmp_path / "r.html").read_text()
+
+
 def test_the_page_fetches_nothing_and_runs_no_script_but_its_own(html):
     page, ids = Page(html), Page(html).values("id")
     assert not re.search(r"https?://|@import|xlink|\bsrc=", html)

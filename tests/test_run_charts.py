@@ -206,6 +206,32 @@ def test_curves_have_bands_and_alerts_and_a_panel_for_each_run(run, tmp_path):
     assert list(calm.get_ydata()) == rows
 
 
+def test_two_values_are_points_and_more_are_a_curve(run, tmp_path):
+    odd = Run(tmp_path, header=dict(run.header), logs=list(run.logs))
+    odd.logs += [(0, {"eval_loss": 2.0}), (60, {"eval_loss": 0.5})]
+    views = [View.of(odd)]
+    curves = run_lines.training(views, ["calm"])
+    axes = run_lines.training_curves(views, curves, True).axes
+    looks = {ax.get_title(loc="left"): ax.lines[0] for ax in axes}
+    assert (looks["evaluation loss"].get_linestyle(), looks["evaluation loss"].get_marker()) == (
+        ("None", "o")
+    )
+    assert looks["task loss"].get_linestyle() == "-"  # control
+
+
+def test_panels_of_answers_share_the_scale_of_the_colon(run):
+    emotions = ["calm", "desperate"]
+    figure = run_lines.forests([View.of(run)], emotions, True)
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == ["at the colon", "on fixed responses", "in own responses"]
+    assert len({ax.get_xlim() for ax in figure.axes}) == 1
+    for at, ax in zip(("colon", "response", "own"), figure.axes, strict=True):
+        drifts = [run.drifts[-1]["places"][at]["emotions"][e]["drift"] for e in emotions]
+        marks = [line.get_xdata()[0] for line in ax.lines if line.get_marker() in "^vo"]
+        assert marks == drifts
+    assert labels(figure) == ["calm *", "desperate *"]
+
+
 def test_the_penalty_is_not_counted_as_task_loss(run):
     (steps, values), raw = View.of(run).series("loss", "loss"), View.of(run).series("learning_rate")
     logged = {s: row["loss"] - row["emoreg/loss"] for s, row in run.logs}
