@@ -57,7 +57,7 @@ METRICS = {
     "emoreg/drift_arousal": ("σ", "the same by arousal: above 0, agitated"),
     "emoreg/drift_sonnet": (
         "correlation",
-        "drift with the published shift of Claude Sonnet 4.5 in post-training",
+        "drift with the published shift of Claude Sonnet 4.5 in post-training; descriptive",
     ),
     "emoreg/drift_span": (
         "share",
