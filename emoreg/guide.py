@@ -12,8 +12,8 @@ SECTIONS = {
     "where": "The same drift at each decoder block that was read, without intervals: a place to "
     "look closer, not a finding.",
     "compared": "Is it the emotions, or has the whole residual stream moved? The first two rows "
-    "answer. Words follow only where an interval allows them.",
-    "examples": "Completions of the last training batch of which some were kept; each token is "
+    "answer; the share is set beside that of random directions, for it has no interval.",
+    "examples": "Completions of training batches of which some were kept; each token is "
     "shaded by its reading, in σ. Single texts show what a number looks like and prove nothing "
     "about the run.",
     "gates": "A gate is passed where its value reaches its bar: the larger of a fixed least value "

@@ -35,6 +35,7 @@ def header(trainer: Trainer) -> dict[str, Any]:
         "model": identity(model_of(trainer), trainer.processing_class),
         "args": {
             **{name: getattr(args, name) for name in ARGUMENTS if hasattr(args, name)},
+            "num_train_epochs": trainer.state.num_train_epochs,  # as far as the steps go
             "max_steps": trainer.state.max_steps,
             "processes": trainer.accelerator.num_processes,
         },

@@ -15,7 +15,7 @@ from emoreg.charts import EMOREG, FALL, PAPER
 from emoreg.charts import THEME as PLAIN
 
 LEVELS = 7  # shades on either side of 0
-STEPS = (1.0, 2.0, 3.0, 5.0, 10.0)  # where a scale of colours may end, and tenfolds of these
+STEPS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)  # where a scale of colours may end, and tenfolds of these
 DARK_PAPER, DARK_INK = "#1b1e21", "#e7e5e0"
 # A rise is amber and not red: that calm rose is no alarm.
 RISE = "#96590a"
