@@ -11,6 +11,7 @@ on every tenth of a run the texts.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -38,6 +39,7 @@ ARMS = {
     "penalty and reward": {"penalize": {"desperate": 1.0}, "reward": {"calm": 0.5}},
     "anchored to base": {"penalize": {"desperate": 1.0}, "reward": {"calm": 0.5}, "anchor": "base"},
 }
+sizes: dict[str, int] = {}  # of a line in trainer_state.json, bytes, by the arm's knobs
 EMOTIONS = ("desperate", "calm", *(f"other {i}" for i in range(169)))
 BLOCKS = (2, 4, 6)
 
@@ -94,6 +96,7 @@ def make_step(
     def line() -> None:
         trainer.state.global_step += 1
         trainer.log({"loss": 1.0})
+        sizes[str(knobs)] = len(json.dumps(trainer.state.log_history[-1], indent=2))
 
     return step, line
 
@@ -126,6 +129,8 @@ def main() -> None:
             f"| {name} | {np.median(now):.3f} | {mid:.3f} | {low:.3f} to {high:.3f} | "
             f"{1000 * np.median(lines[name]):.1f} |"
         )
+
+    print(f"a line of trainer_state.json, weight 0: {sizes[str({})]} bytes")
 
 
 if __name__ == "__main__":

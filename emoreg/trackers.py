@@ -6,6 +6,7 @@ import io
 import logging
 import re
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -58,7 +59,7 @@ def boards_of(trainer: Trainer, journal: Journal) -> list[Callable[[Event], None
     ]
 
 
-class Board:
+class Board(ABC):
     """What one back-end of the trainer is sent when a journal is told something.
 
     Args:
@@ -81,28 +82,29 @@ class Board:
 
     def __call__(self, event: Event) -> None:
         """Send what an event calls for."""
-        self._try(partial(self._send, event), int(event["step"]))
+        if not self._lost:
+            self._try(partial(self._send, event), int(event["step"]))
         if event["event"] == "end":
             self.close()
 
     def close(self) -> None:
         """Give the back-end back, closed if its host has tried to."""
         self._loan.give_back()
-        if self.closing is not None:
-            self.closing()
-            self.closing = None
+        closing, self.closing = self.closing, None
+        if closing is not None:
+            self._try(closing, self.state.global_step)
 
+    @abstractmethod
     def images(self, step: int, images: Mapping[str, Image.Image]) -> None:
         """Send pictures by key."""
-        raise NotImplementedError
 
+    @abstractmethod
     def text(self, step: int, key: str, markdown: str) -> None:
         """Send a text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def alert(self, step: int, event: Event) -> None:
         """Send an alert."""
-        raise NotImplementedError
 
     def _send(self, event: Event) -> None:
         kind, step = event["event"], int(event["step"])
@@ -113,9 +115,7 @@ class Board:
         elif kind == "alert":
             self.alert(step, event)
 
-    def _try(self, send: Callable[[], None], step: int) -> None:
-        if self._lost:
-            return
+    def _try(self, send: Callable[[], Any], step: int) -> None:
         try:
             send()
         except Exception as e:  # back-ends raise what they like, and no picture is worth a run
