@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,6 +78,21 @@ def check_base(trainer: Trainer) -> None:
         raise ConfigError(NO_BASE.format(model=type(model).__name__))
 
 
+@contextmanager
+def base_model(trainer: Trainer) -> Iterator[nn.Module]:
+    """The base as a model, for as long as the context is open.
+
+    Raises:
+        ConfigError: There are neither adapters to switch off nor a fixed reference model.
+    """
+    reference = reference_model(trainer)
+    if reference is not None:
+        yield reference
+        return
+    with adapters_off(model_of(trainer)):
+        yield model_of(trainer)
+
+
 def base_outputs(trainer: Trainer, call: Call, blocks: Sequence[int]) -> dict[int, Tensor]:
     """Block outputs of the base for the tokens of a forward, up to the deepest block.
 
@@ -89,13 +104,12 @@ def base_outputs(trainer: Trainer, call: Call, blocks: Sequence[int]) -> dict[in
     Returns:
         Block -> output, (batch, tokens, width), without gradients or dropout.
     """
-    model, reference = model_of(trainer), reference_model(trainer)
-    off = nullcontext() if reference is not None else adapters_off(model)
-    tap = Tap(reference or model, blocks)
     # The policy's taps are of the same blocks, but see no forward without gradients.
-    with torch.no_grad(), trainer.accelerator.autocast(), off, evaluating(tap.model), tap:
-        run_truncated(tap, lambda: _again(tap, call))
-        return dict(tap.acts)
+    with torch.no_grad(), trainer.accelerator.autocast(), base_model(trainer) as model:
+        tap = Tap(model, blocks)
+        with evaluating(model), tap:
+            run_truncated(tap, lambda: _again(tap, call))
+            return dict(tap.acts)
 
 
 def _again(tap: Tap, call: Call) -> Any:

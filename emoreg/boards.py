@@ -118,6 +118,16 @@ def resumed_from(trainer: Trainer) -> Any:
     return _TRAINING.get(id(trainer))
 
 
+def checkpoint(trainer: Trainer) -> Path:
+    """The folder of the checkpoint that the run under way goes on from."""
+    passed, output = resumed_from(trainer), Path(str(trainer.args.output_dir))
+    if isinstance(passed, str):
+        return Path(passed)
+    given = trainer.args.resume_from_checkpoint
+    own = output / f"checkpoint-{trainer.state.global_step}"
+    return Path(given) if isinstance(given, str) and not own.is_dir() else own
+
+
 def join(trainer: Trainer, guest: Any) -> Journal:
     """The journal of a trainer's run, which the first of its callbacks to join begins.
 

@@ -171,17 +171,8 @@ class DriftCallback(TrainerCallback):
             self._running.keep_base(self._output)
         else:
             base = found and found.snapshot
-            self._series = resumed(self.gauge, base, self._output, self._checkpoint(step))
+            self._series = resumed(self.gauge, base, self._output, boards.checkpoint(self.trainer))
         return found or Base(self._running.base, False)
-
-    def _checkpoint(self, step: int) -> Path:
-        """The folder that training goes on from."""
-        passed = boards.resumed_from(self.trainer)
-        if isinstance(passed, str):
-            return Path(passed)
-        given = self.trainer.args.resume_from_checkpoint
-        own = self._output / f"checkpoint-{step}"
-        return Path(given) if isinstance(given, str) and not own.is_dir() else own
 
     def _measure(self, final: bool = False) -> None:
         began, step = time.monotonic(), self.trainer.state.global_step

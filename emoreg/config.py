@@ -1,30 +1,41 @@
 """Every knob once, with its unit and its check beside it."""
+# ruff: noqa: RUF009 - a knob is a dataclass field
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
 from emoreg import alerts
 from emoreg.alerts import Alert
 from emoreg.errors import ConfigError
+from emoreg.knobs import counts, knob, non_negative, weights
+from emoreg.schedule import SCHEDULES
 from emoreg.tokens import SCOPES, SIDES
 
 PREFIX = "emoreg_"
 CHOICES = {
+    "emoreg_method": ("penalty", "prevent", "ablate", "cap"),
+    "emoreg_schedule": SCHEDULES,
     "emoreg_anchor": ("neutral", "base"),
     "emoreg_pool": ("mean", "top"),
     "emoreg_drift_on_policy": ("end", "always", "never"),
 }
 # Whole numbers from 0 on.
 COUNTS = (
-    "emoreg_reference_steps", "emoreg_log_texts", "emoreg_drift_steps",
-    "emoreg_drift_response_tokens",
+    "emoreg_reference_steps", "emoreg_log_texts", "emoreg_drift_steps", "emoreg_audit_steps",
+    "emoreg_drift_response_tokens", "emoreg_refit_steps", "emoreg_refit_tokens",
 )  # fmt: skip
+OPTIONAL = ("emoreg_drift_steps", "emoreg_audit_steps")  # null is a value of these counts
+# Whole numbers above 0, and finite numbers from 0 on.
+POSITIVE = ("emoreg_kl_texts", "emoreg_refit_facets")
+NUMBERS = (
+    "emoreg_keep", "emoreg_margin", "emoreg_kl", "emoreg_target_rate", "emoreg_target_ceiling",
+    "emoreg_target_utility",
+)  # fmt: skip
+LEAST_TEXTS = 4  # of a state, for a refit: halves of two
 
 
 @dataclass
@@ -38,110 +49,119 @@ class EmoRegConfig:
         ConfigError: The message lists every knob that is out of range.
     """
 
-    emoreg_vectors: str | None = field(default=None, metadata={"help": "Folder of a vector set."})
-    emoreg_penalize: dict[str, float] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Emotion: weight, a mapping or JSON; 0 only measures. "
-            "Default, if there is no emoreg_reward either: desperate 0."
-        },
+    emoreg_vectors: str | None = knob(None, "Folder of a vector set, or its name on the hub.")
+    emoreg_penalize: dict[str, float] | str | None = knob(
+        None,
+        "Emotion: weight, a mapping or JSON; 0 only measures. "
+        "Default, if there is no emoreg_reward either: desperate 0.",
     )
-    emoreg_reward: dict[str, float] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Emotion: weight, a mapping or JSON. Default, with no emoreg_penalize: calm 0."
-        },
+    emoreg_reward: dict[str, float] | str | None = knob(
+        None, "Emotion: weight, a mapping or JSON. Default, with no emoreg_penalize: calm 0."
     )
-    emoreg_keep: float = field(
-        default=0.0,
-        metadata={"help": "Weight of the squared excess of all other emotions over the base."},
+    emoreg_method: str = knob(
+        "penalty",
+        "`penalty` adds terms to the loss. The others edit the blocks' outputs in training: "
+        "`prevent` adds a weight of σ along the direction (takes it away for rewarded emotions), "
+        "`ablate` takes out a weight's share, up to 1, of what lies along it, `cap` clips readings "
+        "at the margin.",
     )
-    emoreg_facets: list[str] | None = field(
-        default=None, metadata={"help": "Facets the terms run on; all of the set by default."}
+    emoreg_keep: float = knob(
+        0.0, "Weight of the squared excess of all other emotions over the base."
     )
-    emoreg_blocks: list[int] | None = field(
-        default=None,
-        metadata={"help": "Decoder blocks to read, from 0; the set's suggested ones by default."},
+    emoreg_kl: float = knob(
+        0.0, "Weight of the KL divergence, nats, from the base on the bank's neutral texts."
     )
-    emoreg_anchor: str = field(
-        default="neutral",
-        metadata={
-            "help": "Readings are compared with `neutral` (0) or `base` (same token, adapters off)."
-        },
+    emoreg_kl_texts: int = knob(4, "Neutral texts in each micro-batch, for emoreg_kl.")
+    emoreg_facets: list[str] | None = knob(
+        None, "Facets the terms run on; all of the set by default."
     )
-    emoreg_margin: float = field(
-        default=0.0, metadata={"help": "Readings up to this many σ beyond the anchor cost nothing."}
+    emoreg_blocks: list[int] | None = knob(
+        None, "Decoder blocks to read, from 0; the set's suggested ones by default."
     )
-    emoreg_pool: str = field(
-        default="mean",
-        metadata={"help": "`mean` of all counted tokens, or of the `top` tenth of each sequence."},
+    emoreg_anchor: str = knob(
+        "neutral",
+        "Readings are compared with `neutral` (0) or `base` (same token, adapters off).",
     )
-    emoreg_scope: list[str] = field(
-        default_factory=lambda: ["completion", "colon"],
-        metadata={"help": "Tokens that count: some of completion, colon, prompt, tool."},
+    emoreg_margin: float = knob(0.0, "Readings up to this many σ beyond the anchor cost nothing.")
+    emoreg_pool: str = knob(
+        "mean", "`mean` of all counted tokens, or of the `top` tenth of each sequence."
     )
-    emoreg_sides: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Sequences the terms act on, of those the trainer tells apart: chosen, "
-            "rejected, reference, desired, undesired, rewarded, unrewarded. All by default."
-        },
+    emoreg_scope: list[str] = knob(
+        ["completion", "colon"], "Tokens that count: some of completion, colon, prompt, tool."
     )
-    emoreg_warmup: float = field(
-        default=0.0, metadata={"help": "Share of training over which the weights rise from 0."}
+    emoreg_sides: list[str] | None = knob(
+        None,
+        "Sequences the terms act on, of those the trainer tells apart: chosen, "
+        "rejected, reference, desired, undesired, rewarded, unrewarded. All by default.",
     )
-    emoreg_check_name: bool = field(
-        default=True, metadata={"help": "Refuse vectors made for a model of another name."}
+    emoreg_warmup: float = knob(0.0, "Share of training over which the weights rise from 0.")
+    emoreg_schedule: str = knob(
+        "constant", "After the warm-up the weights stay `constant`, or fall `linear` to 0."
     )
-    emoreg_reference_steps: int = field(
-        default=50,
-        metadata={
-            "help": "Read the base on every so-manieth step, for the logged excess, where the "
-            "trainer does not run it anyway; 0: never."
-        },
+    emoreg_target: float | None = knob(
+        None,
+        "Adaptive weights: each rises while its mean reading is more than this many σ beyond the "
+        "anchor, and falls below; the weights given are where they begin.",
     )
-    emoreg_log_texts: int = field(
-        default=3,
-        metadata={
-            "help": "Completions of the batch that are logged with the reading of each token, as "
-            "many of the highest and of the lowest, if the scope has the completion; 0: no text "
-            "leaves the data."
-        },
+    emoreg_target_rate: float = knob(0.05, "Weight gained in a step for each σ beyond the target.")
+    emoreg_target_ceiling: float = knob(10.0, "An adaptive weight rises no higher.")
+    emoreg_target_utility: float = knob(
+        0.1, "Adaptive weights rise no more while the task loss is by this share above its best."
     )
-    emoreg_alerts: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Logged name: threshold in its unit, or a mapping of above or below, patience "
-            "and action (warn, stop, or package.module:function); a mapping or JSON."
-        },
+    emoreg_refit_steps: int = knob(
+        0, "Fit directions again on the current model every so many steps; 0: never."
     )
-    emoreg_drift_prompts: str | None = field(
-        default=None, metadata={"help": "JSON lines of drift prompts; emoreg's own by default."}
+    emoreg_refit_facets: int = knob(
+        4, "Facets of an emotion at most, with those of the set; the least useful refits go."
     )
-    emoreg_drift_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Measure drift every so many steps; 0: at start and end only. "
-            "Ten times in a run by default."
-        },
+    emoreg_refit_texts: int = knob(16, "Transcripts of each state that a refit reads.")
+    emoreg_refit_tokens: int = knob(
+        24, "Length of the model's own responses that a refit reads too; 0: none."
     )
-    emoreg_drift_response_tokens: int = field(
-        default=32,
-        metadata={"help": "Length of the responses that drift is read on; 0: at the colon only."},
+    emoreg_bank: str | None = knob(
+        None, "Labelled texts for refits, emoreg_kl and the audit; emoreg's own by default."
     )
-    emoreg_drift_on_policy: str = field(
-        default="end",
-        metadata={
-            "help": "When the model's own responses are read too: `end`, `always` or `never`."
-        },
+    emoreg_check_name: bool = knob(True, "Refuse vectors made for a model of another name.")
+    emoreg_reference_steps: int = knob(
+        50,
+        "Read the base on every so-manieth step, for the logged excess, where the "
+        "trainer does not run it anyway; 0: never.",
+    )
+    emoreg_log_texts: int = knob(
+        3,
+        "Completions of the batch that are logged with the reading of each token, as "
+        "many of the highest and of the lowest, if the scope has the completion; 0: no text "
+        "leaves the data.",
+    )
+    emoreg_alerts: dict[str, Any] | str | None = knob(
+        None,
+        "Logged name: threshold in its unit, or a mapping of above or below, patience "
+        "and action (warn, stop, or package.module:function); a mapping or JSON.",
+    )
+    emoreg_drift_prompts: str | None = knob(
+        None, "JSON lines of drift prompts; emoreg's own by default."
+    )
+    emoreg_drift_steps: int | None = knob(
+        None,
+        "Measure drift every so many steps; 0: at start and end only. "
+        "Ten times in a run by default.",
+    )
+    emoreg_drift_response_tokens: int = knob(
+        32, "Length of the responses that drift is read on; 0: at the colon only."
+    )
+    emoreg_drift_on_policy: str = knob(
+        "end", "When the model's own responses are read too: `end`, `always` or `never`."
+    )
+    emoreg_audit_steps: int | None = knob(
+        0, "Audit the control every so many steps; 0: at the end only; null: ten times in a run."
     )
 
     def __post_init__(self) -> None:
         problems: list[str] = []
         if self.emoreg_penalize is None and self.emoreg_reward is None:
             self.emoreg_penalize, self.emoreg_reward = {"desperate": 0.0}, {"calm": 0.0}
-        self.emoreg_penalize = _weights("emoreg_penalize", self.emoreg_penalize, problems)
-        self.emoreg_reward = _weights("emoreg_reward", self.emoreg_reward, problems)
+        self.emoreg_penalize = weights("emoreg_penalize", self.emoreg_penalize, problems)
+        self.emoreg_reward = weights("emoreg_reward", self.emoreg_reward, problems)
         for name in ("emoreg_scope", "emoreg_sides", "emoreg_facets", "emoreg_blocks"):
             if isinstance(getattr(self, name), str | int):
                 setattr(self, name, [getattr(self, name)])
@@ -162,21 +182,55 @@ class EmoRegConfig:
             optional = value is None and name == "emoreg_sides"
             if not optional and (not value or set(value) - set(known)):
                 yield f"{name} must name some of {', '.join(known)}, got {value}"
-        for name in COUNTS:
-            value = getattr(self, name)
-            if not _counts(value) and not (value is None and name == "emoreg_drift_steps"):
-                yield f"{name} must be a whole number >= 0, got {value!r}"
+        yield from self._counts()
+        yield from self._together()
         yield from (f"emoreg_alerts: {problem}" for problem in alerts.check(self.emoreg_alerts))
         blocks = self.emoreg_blocks
-        if blocks is not None and not (blocks and all(map(_counts, blocks))):
+        if blocks is not None and not (blocks and all(map(counts, blocks))):
             yield f"emoreg_blocks must list decoder blocks, counted from 0, got {blocks}"
 
+    def _counts(self) -> Iterator[str]:
+        for name in COUNTS:
+            value = getattr(self, name)
+            if not counts(value) and not (value is None and name in OPTIONAL):
+                yield f"{name} must be a whole number >= 0, got {value!r}"
+        for name in POSITIVE:
+            if not counts(getattr(self, name)) or not getattr(self, name):
+                yield f"{name} must be a whole number >= 1, got {getattr(self, name)!r}"
+
     def _numbers(self) -> Iterator[str]:
-        for name in ("emoreg_keep", "emoreg_margin"):
-            if not _non_negative(getattr(self, name)):
+        for name in NUMBERS:
+            if not non_negative(getattr(self, name)):
                 yield f"{name} must be a finite number >= 0, got {getattr(self, name)!r}"
-        if not (_non_negative(self.emoreg_warmup) and self.emoreg_warmup <= 1):
+        if not (non_negative(self.emoreg_warmup) and self.emoreg_warmup <= 1):
             yield f"emoreg_warmup is a share in [0, 1], got {self.emoreg_warmup!r}"
+
+    def _together(self) -> Iterator[str]:
+        """What does not go together."""
+        refits, method, texts = self.emoreg_refit_steps, self.emoreg_method, self.emoreg_refit_texts
+        if refits and not (counts(texts) and texts >= LEAST_TEXTS):
+            yield f"emoreg_refit_texts must be at least {LEAST_TEXTS}, got {texts!r}"
+        target = self.emoreg_target
+        if target is not None and not non_negative(target):
+            yield f"emoreg_target must be a finite number >= 0, got {target!r}"
+        if method == "penalty":
+            return
+        only = {
+            "emoreg_keep": self.emoreg_keep, "emoreg_target": target, "emoreg_refit_steps": refits,
+            "emoreg_anchor: base": self.emoreg_anchor == "base",
+        }  # fmt: skip
+        for name, given in only.items():
+            if given not in (None, 0, False):
+                yield f"{name} goes with emoreg_method: penalty, not with {method}"
+        if method != "prevent" and any(w > 1 for w in self._weights()):
+            yield f"with emoreg_method: {method} a weight is a share in [0, 1]"
+        if method == "ablate" and any(w > 0 for w in self.reward.values()):
+            yield "emoreg_method: ablate takes emotions out: name them in emoreg_penalize alone"
+        if method == "ablate" and len({w for w in self.penalize.values() if w > 0}) > 1:
+            yield "emoreg_method: ablate takes the same share out of all emotions it names"
+
+    def _weights(self) -> tuple[float, ...]:
+        return (*self.penalize.values(), *self.reward.values())
 
     @property
     def penalize(self) -> Mapping[str, float]:
@@ -197,15 +251,23 @@ class EmoRegConfig:
 
     @property
     def active(self) -> bool:
-        """Whether anything is added to the loss; otherwise emoreg only measures."""
-        return self.emoreg_keep > 0 or any(
-            w > 0 for w in (*self.penalize.values(), *self.reward.values())
-        )
+        """Whether readings are acted on in training; otherwise they are only measured."""
+        return self.emoreg_keep > 0 or any(w > 0 for w in self._weights()) or self.adaptive
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether weights follow a target."""
+        return self.emoreg_target is not None
+
+    @property
+    def adds(self) -> bool:
+        """Whether terms of the readings are added to the loss."""
+        return self.active and self.emoreg_method == "penalty"
 
     @property
     def needs_base(self) -> bool:
         """Whether the terms need the base's reading of the same tokens."""
-        return self.active and (self.emoreg_anchor == "base" or self.emoreg_keep > 0)
+        return self.adds and (self.emoreg_anchor == "base" or self.emoreg_keep > 0)
 
     @classmethod
     def of(cls, **knobs: Any) -> EmoRegConfig:
@@ -220,31 +282,3 @@ class EmoRegConfig:
                 near = get_close_matches(name, known, n=3) or sorted(known)
                 raise ConfigError(f"Unknown knob {name!r}; nearest: {', '.join(near)}.")
         return cls(**{PREFIX + name: value for name, value in knobs.items()})
-
-
-def _non_negative(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, int) and _non_negative(value)
-
-
-def _weights(name: str, value: Any, problems: list[str]) -> dict[str, float]:
-    """Emotion -> weight from a mapping, JSON, or nothing; what is wrong is added to `problems`."""
-    if value is None:
-        return {}
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            problems.append(f'{name} is not JSON: {value!r}; write it like {{"desperate": 0.1}}')
-            return {}
-    if not isinstance(value, Mapping):
-        problems.append(f"{name} must map emotions to weights, got {value!r}")
-        return {}
-    bad = {e: w for e, w in value.items() if not _non_negative(w)}
-    if bad:
-        problems.append(f"{name}: weights must be finite numbers >= 0, got {bad}")
-    return {str(e): w for e, w in value.items()}

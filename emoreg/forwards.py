@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from emoreg.batches import Batch
 from emoreg.errors import CaptureError
-from emoreg.tap import Call, Tap
+from emoreg.tap import Call, Edit, Tap
 from emoreg.tokens import Counted
 
 Read = Callable[[dict[int, Tensor], Tensor], Tensor]  # outputs, at (tokens,) -> readings
@@ -31,6 +31,7 @@ class Forwards:
         blocks: Decoder blocks, counted from 0.
         read: Readings of block outputs at the given flat positions, (blocks, positions, rows).
         media: Ids in the place of images; rollouts with them are not told apart by their tokens.
+        edit: What the policy's forward in training goes on with in place of a block's output.
     """
 
     def __init__(
@@ -40,14 +41,15 @@ class Forwards:
         blocks: Sequence[int],
         read: Read,
         media: Sequence[int] = (),
+        edit: Edit | None = None,
     ) -> None:
         self.read, self._media = read, list(media)
-        self.policy = Tap(model, blocks, when=self._is_policy)
+        self.policy = Tap(model, blocks, edit, when=self._is_policy)
         self.host = Tap(reference or model, blocks, when=self._is_base, done=self._keep)
         self.arm(False)
         self._adapters = next((m for m in model.modules() if isinstance(m, BaseTunerLayer)), None)
         self._apart = reference is not None
-        self._rollouts = {True: Rollout(), False: Rollout()}  # of training, of evaluation
+        self.renew()
         self._beside: dict[int, Tensor] = {}
         self._before: tuple[Counted, Tensor | None] | None = None
         self.batch: Batch | None = None
@@ -63,7 +65,11 @@ class Forwards:
         self.policy.close()
         self.host.close()
         self.forget()
-        self._rollouts = {True: Rollout(), False: Rollout()}
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget the base's readings of rollouts: from now on other rows are read."""
+        self._rollouts = {True: Rollout(), False: Rollout()}  # of training, of evaluation
 
     def expect(self, batch: Batch | None, training: bool, counted: Counted | None = None) -> None:
         """Watch for the forward of a batch; None if its tokens are not known beforehand."""

@@ -59,6 +59,28 @@ class Probe:
             sigma=self.sigma[:, at],
         )
 
+    def beside(self, facets: Sequence[Facet]) -> Probe:
+        """Other facets, of these blocks, read with the same mean activation."""
+        return replace(
+            self,
+            rows=tuple((f.name, e) for f in facets for e in f.emotions),
+            directions=torch.cat([f.directions for f in facets]).transpose(0, 1).to(self.mu),
+            sigma=torch.cat([f.sigma for f in facets]).T.to(self.mu),
+        )
+
+    def joined(self, other: Probe) -> Probe:
+        """The same probe with the rows of another one behind its own."""
+        return replace(
+            self,
+            rows=(*self.rows, *other.rows),
+            directions=torch.cat([self.directions, other.directions], 1),
+            sigma=torch.cat([self.sigma, other.sigma], 1),
+        )
+
+    def index(self, rows: Sequence[int]) -> Tensor:
+        """Rows as a tensor where the probe lies."""
+        return torch.tensor(list(rows), dtype=torch.long, device=self.mu.device)
+
     def of(self, emotion: str) -> list[int]:
         """Rows that belong to an emotion."""
         return [i for i, (_, e) in enumerate(self.rows) if e == emotion]

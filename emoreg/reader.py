@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Trainer
 
-from emoreg import quirks
-from emoreg.accumulation import Window, has_labels, weighs
+from emoreg.accumulation import Window, has_labels
 from emoreg.base import base_outputs, has_adapters, reference_model
-from emoreg.batches import Batch, media_ids, understand
-from emoreg.blocks import unwrap
-from emoreg.errors import CaptureError, ConfigError
+from emoreg.batches import Batch
+from emoreg.counting import Counting
+from emoreg.editor import Editor
+from emoreg.errors import CaptureError
 from emoreg.examples import Examples
 from emoreg.forwards import Forwards
 from emoreg.host import model_of
-from emoreg.losses import Unit
 from emoreg.meter import Meter
+from emoreg.schedule import factor
 from emoreg.tap import Call
 from emoreg.terms import EmotionTerms
 from emoreg.tokens import Counted
@@ -44,31 +44,33 @@ class Reader:
         self.trainer, self.terms, self.config = trainer, terms, terms.config
         self._examples = examples if self.config.emoreg_log_texts else None
         model = model_of(trainer)
-        self._branches, self._media = quirks.branches(trainer), media_ids(unwrap(model).config)
+        self.counting = Counting(trainer, self.config)
+        edits = self.config.active and not self.config.adds
+        self._editor = Editor(terms.probe, self.config) if edits else None
         self.forwards = Forwards(
-            model, reference_model(trainer), terms.probe.blocks, terms.read, self._media
+            model,
+            reference_model(trainer),
+            terms.probe.blocks,
+            terms.read,
+            self.counting.media,
+            self._edit if edits else None,
         )
+        self.beyond: Tensor | None = None  # summed since `take`, if weights follow it
         self.window = Window(trainer, self.acted)
         self.meters = {"train": Meter(), "eval": Meter()}
         self.acts_on = 0  # tokens that the terms acted on in training so far
         self._read: list[int] = []  # how many were read in each micro-batch of the first window
-        self._counted: Counted | None = None
-        self._virtual = virtual_tokens(model)
+        self._edited: Tensor | None = None  # tokens of the forward under way that are edited
         self._has_base = has_adapters(model) or reference_model(trainer) is not None
         self._inputs: Any = None
-        self._unit: Unit = "sequences"
         self._labelled = self._rolled = False
         self._first = self._quiet = True
 
     def begin(self, inputs: Any, training: bool) -> None:
         """A loss of these inputs is about to be computed; None if they are not known yet."""
-        self._inputs = inputs
-        # A loss may take keys out of its inputs, so what they tell is settled now.
-        self._unit, self._labelled = weighs(self.trainer, inputs), has_labels(inputs)
-        batch = understand(inputs, self._branches)
-        # Before the forward, so that a device is not waited for after it.
-        self._counted = None if batch is None else self._count(batch)
-        self.forwards.expect(batch, training, self._counted)
+        self._inputs, self._edited, self._labelled = inputs, None, has_labels(inputs)
+        batch, counted = self.counting.begin(inputs)
+        self.forwards.expect(batch, training, counted)
 
     def finish(self, items: Any = None, scaled: bool = True) -> Tensor | None:
         """Read the forward seen since `begin`; what is to be added to the loss, if anything.
@@ -89,70 +91,47 @@ class Reader:
             if call is None:
                 self._warn()
                 return None
-            batch = self._fitting(call, forwards.batch or self._as_called(call))
-            counted = self._counted or self._count(batch)
-            if batch.ids.shape != counted.mask.shape:
-                counted = self._count(batch)  # cut by the trainer
+            # Later batches are trusted, to spare a look at the device.
+            look = self._first and forwards.training
+            batch, counted = self.counting.of(call, forwards.batch, look)
             loss = self._terms(call, batch, counted)
-            if not (forwards.training and self.config.active):
+            if not (forwards.training and self.config.adds):
                 return None
             exact = items is not None or not self._labelled
-            own = counted.number(self._unit)
-            return loss * self.window.part(inputs, own, self._unit, exact, scaled)
+            own = counted.number(self.counting.unit)
+            return loss * self.window.part(inputs, own, self.counting.unit, exact, scaled)
         finally:
             forwards.forget()
-            self._inputs = self._counted = None
+            self.counting.end()
+            self._inputs = self._edited = None
+
+    def take(self) -> Tensor | None:
+        """Readings beyond the anchor since the last call, summed, and their number."""
+        found, self.beyond = self.beyond, None
+        return found
+
+    def _edit(self, block: int, h: Tensor) -> Tensor:
+        """What the policy's forward goes on with after a block."""
+        if self._editor is None or not self.forwards.training:
+            return h
+        if self._edited is None:
+            self._edited = self._acted_mask(h)
+        return self._editor(block, h, self._edited, self._scale())
+
+    def _acted_mask(self, h: Tensor) -> Tensor:
+        """The tokens of the forward under way that are acted on, bool, (batch, tokens).
+
+        Raises:
+            CaptureError: The batch does not tell them.
+        """
+        call = self.forwards.policy.calls[-1]
+        _, counted = self.counting.of(call, self.forwards.batch, look=False)
+        wide = counted.padded_left(h.shape[1])
+        return wide.mask if wide.rows is None else wide.mask & wide.rows[:, None]
 
     def acted(self, inputs: Any) -> Counted | None:
         """What the terms act on in a batch, if it tells and they are added to the loss at all."""
-        batch = understand(inputs, self._branches) if self.config.active else None
-        return None if batch is None else self._count(batch)
-
-    def _count(self, batch: Batch) -> Counted:
-        """What is read of a batch and what the terms act on.
-
-        Raises:
-            ConfigError: The batch does not tell a scope or a side that was asked for.
-        """
-        if "tool" in self.config.emoreg_scope and batch.tool is None:
-            raise ConfigError(
-                f"emoreg_scope asks for tool, and the batches of {type(self.trainer).__name__} do "
-                "not tell tool output from the rest of the prompt. Use prompt, or a trainer with "
-                "tools."
-            )
-        counted = batch.count(self.config.emoreg_scope, self._media)
-        counted = counted.of(self.config.emoreg_sides or ())
-        _ = counted.number(self._unit), counted.groups, counted.read_sequences
-        return counted
-
-    def _fitting(self, call: Call, batch: Batch | None) -> Batch:
-        """The batch, of as many tokens as the blocks saw.
-
-        Raises:
-            CaptureError: Nothing tells its tokens, or they are not those of the forward.
-        """
-        name, training = type(self.trainer).__name__, self.forwards.training
-        if batch is None:
-            raise CaptureError(
-                f"The batches of {name} do not tell which tokens are completions (they have "
-                f"{', '.join(self._inputs or ()) or 'no keys'}). emoreg reads labels, "
-                "completion_mask, prompt_ids with completion_ids, chosen_… with rejected_…, or the "
-                "labels that the model is called with; see emoreg.batches."
-            )
-        rows, width, *_ = next(iter(call.acts.values())).shape
-        seen = (rows, width - self._virtual)
-        if seen[1] < batch.ids.shape[1] and batch.last(seen[1]).is_of(call.ids):
-            batch = batch.last(seen[1])
-        first = self._first and training  # later ones are trusted, to spare a look at the device
-        wrong = call.ids is not None and first and not batch.is_of(call.ids)
-        if wrong or seen != tuple(batch.ids.shape):
-            raise CaptureError(
-                f"The inputs of {name} are of {tuple(batch.ids.shape)} tokens and the block "
-                f"outputs of {seen}{' other ones' if wrong else ''}, so it is unknown which "
-                "count. Is the sequence split over devices or cut, or images put in "
-                "by the model?"
-            )
-        return batch
+        return self.counting.foresee(inputs) if self.config.adds else None
 
     def _terms(self, call: Call, batch: Batch, counted: Counted) -> Tensor:
         """Take the readings, for the log and for the loss."""
@@ -160,16 +139,18 @@ class Reader:
         if training:
             self._check(call, counted)
         base = self._base(call, batch, counted)
-        with torch.set_grad_enabled(training and self.config.active):
+        with torch.set_grad_enabled(training and self.config.adds):
             width = next(iter(call.acts.values())).shape[1]
             wide = counted.padded_left(width)
             base = base if base is None or isinstance(base, Tensor) else _padded_left(base, width)
-            terms = self.terms(call.acts, wide, base, self._scale(), self._unit)
+            terms = self.terms(call.acts, wide, base, self._scale(), self.counting.unit)
         meter = self.meters["train" if training else "eval"]
         for names, (totals, number) in terms.sums.items():
             meter.add(names, totals, number)
         for names, values in terms.peaks.items():
             meter.peak(names, values)
+        if training and self.config.adaptive:
+            self.beyond = terms.beyond if self.beyond is None else self.beyond + terms.beyond
         if training and self._examples is not None:
             self._examples.add(batch.ids, counted, terms.watched)
         return terms.loss
@@ -234,17 +215,10 @@ class Reader:
         return due and self.forwards.training and self._has_base
 
     def _scale(self) -> float:
-        """Warm-up factor of the weights, from 0 to 1."""
-        steps = self.config.emoreg_warmup * self.trainer.state.max_steps
-        return min(1.0, (self.trainer.state.global_step + 1) / steps) if steps > 1 else 1.0
-
-    def _as_called(self, call: Call) -> Batch | None:
-        """The batch as the model itself was told it, by labels, which its loss weighs alike."""
-        ids, labels = call.ids, call.given.get("labels")
-        if ids is None or not isinstance(labels, Tensor) or labels.shape != ids.shape:
-            return None
-        self._unit = "tokens"
-        return Batch(ids, labels, call.given.get("attention_mask"), call.given.get("position_ids"))
+        """Factor of every weight at this step, from 0 to 1."""
+        state, config = self.trainer.state, self.config
+        warmup, schedule = config.emoreg_warmup, config.emoreg_schedule
+        return factor(state.global_step, state.max_steps, warmup, schedule)
 
     def _warn(self) -> None:
         if self._quiet:
@@ -259,11 +233,3 @@ class Reader:
 def _padded_left(acts: Acts, width: int) -> Acts:
     """Outputs of a base without virtual tokens, where the policy has some."""
     return {b: pad(h, (0, 0, width - h.shape[1], 0)) for b, h in acts.items()}
-
-
-def virtual_tokens(model: Any) -> int:
-    """How many outputs of a block stand before a sequence's own: those of a learned prompt."""
-    config: Any = getattr(model, "active_peft_config", None)
-    if not getattr(config, "is_prompt_learning", False) or "PREFIX" in str(config.peft_type):
-        return 0
-    return int(config.num_virtual_tokens)

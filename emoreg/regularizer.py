@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import time
 import weakref
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from emoreg import quirks
+from emoreg import boards, quirks
 from emoreg.accumulation import loss_is_scaled
+from emoreg.bank import Text
 from emoreg.base import check_base
 from emoreg.blocks import check_reach
 from emoreg.config import EmoRegConfig
+from emoreg.control import Control
 from emoreg.errors import CaptureError, ConfigError, TrainerError
 from emoreg.host import Around, Loan, check_trainer, detaching, leave, log_kind, model_of
 from emoreg.meter import Meter
@@ -42,6 +46,8 @@ class EmotionRegularizer(TrainerCallback):
         vectors: A set made for its model.
         config: The knobs, if they come from a file.
         name: Tells several regularizers of one trainer apart; part of every logged name.
+        texts: Labelled texts for refits and the KL anchor, such as a run's own; those of
+            ``emoreg_bank`` by default.
         knobs: The knobs by name, without the prefix ``emoreg_``: ``penalize={"desperate": 0.1}``.
 
     Raises:
@@ -59,6 +65,7 @@ class EmotionRegularizer(TrainerCallback):
         config: EmoRegConfig | None = None,
         *,
         name: str | None = None,
+        texts: Sequence[Text] | None = None,
         **knobs: Any,
     ) -> None:
         if config is not None and knobs:
@@ -77,6 +84,7 @@ class EmotionRegularizer(TrainerCallback):
             check_base(trainer)
         if self.config.active:
             check_reach(model_of(trainer), self.terms.probe.blocks[-1])
+        self._control = Control(trainer, self.terms, texts, name)
         self._loan, self.guard = Loan(), Loan()
         guard = detaching(weakref.ref(self))
         self.guard.go_around(trainer, "train", guard)
@@ -149,6 +157,8 @@ class EmotionRegularizer(TrainerCallback):
             )
         self.detach()
         self._stepping = self._evaluating = False
+        resumed = state.global_step > 0
+        self._control.begin(boards.checkpoint(self.trainer) if resumed else None)
         self.attach()
         self._teller.begin(args, state, control)
 
@@ -170,6 +180,7 @@ class EmotionRegularizer(TrainerCallback):
         if self._reader is not None:  # else detached by hand
             self._reader.begin(None, training=True)
         self._teller.examples.clear()
+        self._control.step_begins()
         self._stepping = True
         self._step_began = time.perf_counter()
 
@@ -202,6 +213,15 @@ class EmotionRegularizer(TrainerCallback):
             return
         seconds = torch.tensor([time.perf_counter() - self._step_began])
         self._reader.meters["train"].add(("seconds",), seconds, 1)
+
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        """Let what follows the weights follow."""
+        if self._reader is not None:
+            self._control.stepped(self._reader)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_kwargs: Any) -> None:  # noqa: ARG002 - its name is the host's
+        """Put into the checkpoint what a resumed run needs."""
+        self._control.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def _check_alone(self) -> None:
         others = (c for c in self.trainer.callback_handler.callbacks if c is not self)
@@ -247,8 +267,13 @@ class EmotionRegularizer(TrainerCallback):
         training = training and (model.training or self._stepping)
         reader.begin(inputs, training)
         result = compute_loss(model, inputs, *args, **kwargs)
-        added = reader.finish(items, loss_is_scaled(self.trainer, items))
+        scaled = loss_is_scaled(self.trainer, items)
+        added = reader.finish(items, scaled)
         self._read = self._read or training
+        if training:
+            added = self._control.beside(
+                result[0] if isinstance(result, tuple) else result, added, scaled
+            )
         if added is None:
             return result
         if isinstance(result, tuple):

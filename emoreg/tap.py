@@ -59,7 +59,8 @@ class Tap:
     Args:
         model: A causal language model, bare or wrapped.
         blocks: Decoder blocks, counted from 0.
-        edit: If given, the output of each watched block is replaced by ``edit(block, output)``.
+        edit: If given, the output of each watched block is replaced by ``edit(block, output)``;
+            what is read is the block's own.
         when: Asked at each forward of the backbone: whether this one is seen.
         done: Handed each forward that was seen when it ends, after which it is forgotten.
 
@@ -178,10 +179,10 @@ class Tap:
         if not self._window or self._elsewhere():
             return None
         hidden = output[0] if isinstance(output, tuple) else output
+        self.calls[-1].acts[block] = hidden
         if self.edit is not None:
             hidden = self.edit(block, hidden)
             output = (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-        self.calls[-1].acts[block] = hidden
         if block == self._stop_after:
             raise _DeepEnough
         return output if self.edit is not None else None

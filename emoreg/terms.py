@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor
 from emoreg.config import EmoRegConfig
 from emoreg.errors import UnknownEmotionError
 from emoreg.losses import Pool, Unit, keep, penalty, pooled_sum, reward
-from emoreg.probe import Probe
+from emoreg.probe import Facet, Probe
 from emoreg.tokens import Counted
 from emoreg.vectors import EmotionVectors
 from emoreg.vitals import Acts, Names, Sums, Vitals
 
-OTHERS, ALL = "", "*"  # beside emotions: rows that the keep term holds, and all that are needed
+OTHERS, ALL, MORE = "others", "all", "more"  # rows: of the keep term, read, fitted since
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Terms:
     sums: Sums  # metrics without prefix -> sums, (metrics,), and their number, detached
     peaks: dict[Names, Tensor]  # metrics without prefix -> maxima, (metrics,), detached
     watched: Tensor  # readings of what is watched at each counted token, (counted, watched)
+    beyond: Tensor  # of what is watched, summed over what the terms act on, and its number
 
     def mean(self, name: str) -> float:
         """The mean of one metric, 0 where nothing counts.
@@ -46,6 +48,9 @@ class Terms:
 class EmotionTerms:
     """The penalise, reward and keep terms of one configuration.
 
+    The terms also act on facets that were fitted since (`extend`); what is logged as the reading of
+    an emotion is always that of the set's own, so that a curve has one meaning.
+
     Args:
         vectors: The vector set.
         config: The knobs.
@@ -53,6 +58,9 @@ class EmotionTerms:
     Raises:
         UnknownEmotionError: The set lacks an emotion, facet or block that is asked for.
         VectorFileError: The set holds values that are not directions.
+
+    Attributes:
+        weights: Emotion -> weight of its term; those of the configuration until they are changed.
     """
 
     def __init__(self, vectors: EmotionVectors, config: EmoRegConfig) -> None:
@@ -64,6 +72,7 @@ class EmotionTerms:
         self.probe: Probe = vectors.probe(config.emoreg_facets, config.emoreg_blocks)
         self.emotions = vectors.emotions
         self.watched = (*config.penalize, *config.reward)
+        self.weights = {**config.penalize, **config.reward}
         for emotion in self.watched:
             if not self.probe.of(emotion):
                 raise UnknownEmotionError(
@@ -74,6 +83,16 @@ class EmotionTerms:
         if config.emoreg_keep > 0:
             rows += [i for i, (_, e) in enumerate(self.probe.rows) if e not in self.watched]
         self._rows = rows  # those whose reading of every token is needed
+        self._more: Probe | None = None
+        self._place()
+
+    def extend(self, facets: Sequence[Facet]) -> None:
+        """Let the terms act on these facets too, in the place of those that were given before.
+
+        Args:
+            facets: Of watched emotions, at the blocks of the probe.
+        """
+        self._more = self.probe.beside(facets) if facets else None
         self._place()
 
     def _place(self) -> None:
@@ -81,12 +100,18 @@ class EmotionTerms:
         # A facet chosen by the user need not hold every emotion.
         held = tuple(e for e in self.emotions if self.probe.of(e))
         self.vitals = Vitals(self.probe, held, self.watched)
-        self._acting = self.probe.only(self._rows)
-        others = [i for i, (_, e) in enumerate(self._acting.rows) if e not in self.watched]
+        own, more = self.probe, self._more
+        self._whole = own if more is None else own.joined(more)
+        rows = [*self._rows, *range(len(own.rows), len(self._whole.rows))]
+        self._acting = self._whole.only(rows)
+        acting = self._acting.rows
+        of_set = {e: [i for i in self._acting.of(e) if i < len(self._rows)] for e in self.watched}
+        others = [i for i, (_, e) in enumerate(acting) if e not in self.watched]
+        at = {OTHERS: others, ALL: rows, MORE: list(range(len(self._rows), len(rows)))}
         # Tensors, for a list would be sent to the device, and waited for, at every use.
-        rows = {e: self._acting.of(e) for e in self.watched} | {OTHERS: others, ALL: self._rows}
-        device = self.probe.mu.device
-        self._at = {e: torch.tensor(at, dtype=torch.long, device=device) for e, at in rows.items()}
+        self._at = {k: own.index(v) for k, v in at.items()}
+        self._own = {e: own.index(found) for e, found in of_set.items()}
+        self._all = {e: own.index(self._acting.of(e)) for e in self.watched}
 
     def read(self, acts: Acts, at: Tensor) -> Tensor:
         """Readings at flat positions of outputs (batch, tokens, width).
@@ -95,7 +120,7 @@ class EmotionTerms:
             In σ, (blocks, positions, rows).
         """
         self._follow(acts)
-        return self._read(acts, at, self.probe)
+        return self._read(acts, at, self._whole)
 
     def _read(self, acts: Acts, at: Tensor, probe: Probe) -> Tensor:
         return probe.read({b: h.flatten(0, 1)[at.to(h.device)] for b, h in acts.items()})
@@ -105,6 +130,7 @@ class EmotionTerms:
         device = next(iter(acts.values())).device
         if self.probe.mu.device != device:
             self.probe = self.probe.to(device)
+            self._more = self._more and self._more.to(device)
             self._place()
 
     def __call__(
@@ -139,7 +165,8 @@ class EmotionTerms:
         elif base is not None:
             before = self._read(base, at, self._acting)
         number = torch.full((), counted.number(by), device=device)
-        sums = self.vitals.means(acts, counted, base)
+        own = base[..., : len(self.probe.rows)] if isinstance(base, Tensor) else base
+        sums = self.vitals.means(acts, counted, own)
         watched = self._watched(reading.detach())
         anchor = 0.0 if before is None or not self._anchored else self._watched(before)
         sequence = counted.read_sequences.to(device)
@@ -147,16 +174,22 @@ class EmotionTerms:
         blind = self._anchored and before is None  # nothing to compare with: only measured
         if blind:
             del sums[self._names("over_margin")]
+        if self._more is not None:
+            found = reading.detach().index_select(-1, self._at[MORE]).mean(0).sum(0)
+            names = tuple(f"reading/{emotion}/{facet}" for facet, emotion in self._more.rows)
+            sums[names] = (found, torch.full((), len(at), device=device))
+        gap = watched - anchor
         peaks = {self._names("max"): watched.amax(0)} if len(watched) else {}
         if counted.acting is not None:
             kept = counted.acting.to(device)
-            reading = reading[:, kept]
+            reading, gap = reading[:, kept], gap[kept]
             before = None if before is None else before[:, kept]
         loss, terms = self._weighted(reading, before, counted.sequences.to(device), scale, by)
         terms = {} if blind else terms
         terms["loss"] = loss.detach()
         sums[tuple(terms)] = (torch.stack(list(terms.values())), number)
-        return Terms(loss, number, sums, peaks, watched)
+        beyond = torch.cat([gap.sum(0), number.new_full((1,), len(gap))])
+        return Terms(loss, number, sums, peaks, watched, beyond)
 
     @property
     def _anchored(self) -> bool:
@@ -167,7 +200,7 @@ class EmotionTerms:
 
     def _watched(self, reading: Tensor) -> Tensor:
         """Mean over blocks and facets: (blocks, counted, rows) -> (counted, watched)."""
-        found = [reading.index_select(-1, self._at[e]).mean((0, -1)) for e in self.watched]
+        found = [reading.index_select(-1, self._own[e]).mean((0, -1)) for e in self.watched]
         return torch.stack(found, -1) if found else reading.new_zeros(reading.shape[1], 0)
 
     def _weighted(
@@ -180,11 +213,13 @@ class EmotionTerms:
             ("penalty", penalty, config.penalize),
             ("reward", reward, config.reward),
         ):
-            for emotion, weight in weights.items():
-                at = self._at[emotion]
+            for emotion in weights:
+                weight, at = self.weights[emotion], self._all[emotion]
                 anchor = self._anchor(before, at)
-                own = reading.index_select(-1, at)
-                value = term(own, anchor, config.emoreg_margin).mean((0, -1))
+                read = reading.index_select(-1, at)
+                # Facets that are added leave those of the set as heavy as they were.
+                value = term(read, anchor, config.emoreg_margin).mean(0).sum(-1)
+                value = value / len(self._own[emotion])
                 total = pooled_sum(value, sequence, pool, by)
                 sums[f"{kind}/{emotion}"] = total.detach()
                 if weight > 0:
