@@ -10,23 +10,30 @@ if TYPE_CHECKING:
     from emoreg.callbacks import DriftCallback
     from emoreg.config import EmoRegConfig
     from emoreg.regularizer import EmotionRegularizer
+    from emoreg.rewards import CalmReward, DesperationPenalty, EmotionScreen
     from emoreg.tap import Tap
     from emoreg.terms import EmotionTerms
     from emoreg.vectors import EmotionVectors
 
 # Loaded at first use, so that `import emoreg` stays quick and quiet.
 _HOMES = {
+    "CalmReward": "rewards",
+    "DesperationPenalty": "rewards",
     "DriftCallback": "callbacks",
     "EmoRegConfig": "config",
     "EmotionRegularizer": "regularizer",
+    "EmotionScreen": "rewards",
     "EmotionTerms": "terms",
     "EmotionVectors": "vectors",
     "Tap": "tap",
 }
 __all__ = [
+    "CalmReward",
+    "DesperationPenalty",
     "DriftCallback",
     "EmoRegConfig",
     "EmotionRegularizer",
+    "EmotionScreen",
     "EmotionTerms",
     "EmotionVectors",
     "Tap",

@@ -30,12 +30,11 @@ COUNTS = (
 )  # fmt: skip
 OPTIONAL = ("emoreg_drift_steps", "emoreg_audit_steps")  # null is a value of these counts
 # Whole numbers above 0, and finite numbers from 0 on.
-POSITIVE = ("emoreg_kl_texts", "emoreg_refit_facets")
+POSITIVE = ("emoreg_kl_texts", "emoreg_refit_facets", "emoreg_refit_texts")
 NUMBERS = (
     "emoreg_keep", "emoreg_margin", "emoreg_kl", "emoreg_target_rate", "emoreg_target_ceiling",
     "emoreg_target_utility",
 )  # fmt: skip
-LEAST_TEXTS = 4  # of a state, for a refit: halves of two
 
 
 @dataclass
@@ -114,7 +113,9 @@ class EmoRegConfig:
     emoreg_refit_facets: int = knob(
         4, "Facets of an emotion at most, with those of the set; the least useful refits go."
     )
-    emoreg_refit_texts: int = knob(16, "Transcripts of each state that a refit reads.")
+    emoreg_refit_texts: int = knob(
+        64, "Transcripts that a refit reads, equally many of each state of the bank."
+    )
     emoreg_refit_tokens: int = knob(
         24, "Length of the model's own responses that a refit reads too; 0: none."
     )
@@ -207,21 +208,21 @@ class EmoRegConfig:
 
     def _together(self) -> Iterator[str]:
         """What does not go together."""
-        refits, method, texts = self.emoreg_refit_steps, self.emoreg_method, self.emoreg_refit_texts
-        if refits and not (counts(texts) and texts >= LEAST_TEXTS):
-            yield f"emoreg_refit_texts must be at least {LEAST_TEXTS}, got {texts!r}"
+        refits, method = self.emoreg_refit_steps, self.emoreg_method
         target = self.emoreg_target
         if target is not None and not non_negative(target):
             yield f"emoreg_target must be a finite number >= 0, got {target!r}"
-        if method == "penalty":
+        if method not in CHOICES["emoreg_method"][1:]:
             return
         only = {
-            "emoreg_keep": self.emoreg_keep, "emoreg_target": target, "emoreg_refit_steps": refits,
-            "emoreg_anchor: base": self.emoreg_anchor == "base",
+            "emoreg_keep": self.emoreg_keep != 0, "emoreg_target": target is not None,
+            "emoreg_refit_steps": refits != 0, "emoreg_anchor: base": self.emoreg_anchor == "base",
         }  # fmt: skip
         for name, given in only.items():
-            if given not in (None, 0, False):
+            if given:
                 yield f"{name} goes with emoreg_method: penalty, not with {method}"
+        if not all(map(non_negative, self._weights())):
+            return  # told already
         if method != "prevent" and any(w > 1 for w in self._weights()):
             yield f"with emoreg_method: {method} a weight is a share in [0, 1]"
         if method == "ablate" and any(w > 0 for w in self.reward.values()):

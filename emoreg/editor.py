@@ -54,10 +54,9 @@ class Editor:
         if self.method == "ablate":
             share = scale * float(self._shares[0])
             return edits.ablate(h, self.probe.mu[at], self._spans[at], share, mask)
+        share = scale * float(self._shares.max())
         ceiling = self._sign * self.margin
-        capped = edits.cap(h, self.probe.mu[at], rows, sigma, ceiling, self._sign, mask)
-        part = scale * float(self._shares.max())
-        return capped if part >= 1 else h + part * (capped - h)
+        return edits.cap(h, self.probe.mu[at], rows, sigma, ceiling, self._sign, mask, share)
 
     @cached_property
     def _shares(self) -> Tensor:

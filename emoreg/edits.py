@@ -79,6 +79,7 @@ def cap(
     ceiling: Tensor,
     sign: Tensor,
     mask: Tensor | None = None,
+    share: float = 1.0,
 ) -> Tensor:
     """Clip readings at a ceiling or a floor by the least move of h; those within it stay.
 
@@ -95,6 +96,7 @@ def cap(
         ceiling: In σ, (rows,), or (batch, tokens, rows) for one of each token.
         sign: 1 where `ceiling` is one, -1 where it is a floor, (rows,).
         mask: Where.
+        share: How much of the way, from 0 to 1.
     """
     with torch.autocast(h.device.type, enabled=False):
         wide = _wide(h)
@@ -108,7 +110,7 @@ def cap(
         for row in (*range(len(rows)),) * PASSES:
             step = torch.maximum(beyond[..., row], -moved[..., row]).unsqueeze(-1)
             moved, beyond = moved + step * one[row], beyond - step * overlap[row]
-        return _moved(h, -(moved @ rows), mask)
+        return _moved(h, -share * (moved @ rows), mask)
 
 
 def _wide(h: Tensor) -> Tensor:

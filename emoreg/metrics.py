@@ -37,6 +37,24 @@ METRICS = {
     "emoreg/norm": ("residual units", "mean length of the activation at counted tokens"),
     "emoreg/norm_block_{block}": ("residual units", "the same at one block"),
     "emoreg/seconds": ("s", "one optimizer step"),
+    "emoreg/kl": ("nats", "KL(base ‖ policy) on neutral texts, per token, before its weight"),
+    "emoreg/weight/{emotion}": ("task-loss units per σ²", "an adaptive weight"),
+    "emoreg/gate_closed": (
+        "share",
+        "steps on which no adaptive weight may rise, as the task loss suffers",
+    ),
+    "emoreg/refit_facets/{emotion}": ("facets", "that refits added and that are kept"),
+    "emoreg/refit_auroc/{emotion}": (
+        "AUROC",
+        "how well what the last refit found new tells the state; 0 if nothing is new",
+    ),
+    "emoreg/refit_seconds": ("s", "what a refit took"),
+    "emoreg/reward_reading/{emotion}": (
+        "σ",
+        "pooled reading of a rollout, mean over rollouts; reward functions",
+    ),
+    "emoreg/reward_over/{emotion}": ("share", "rollouts that read above a reward's threshold"),
+    "emoreg/reward_screened/{emotion}": ("share", "rollouts that a screen took out"),
     "emoreg/drift/{emotion}": (
         "σ",
         "mean reading now minus base, at the colon of the drift prompts",

@@ -35,7 +35,9 @@ from emoreg.responses import answers, can_answer
 from emoreg.samples import Sample
 from emoreg.sweep import Acts, means, sweep, text_means
 
+LEAST_TEXTS = 4  # of a state
 NEUTRAL_TOKENS = 2048  # of the base, kept for the scale of directions to come
+NEW = 0.2  # of a direction's length that earlier facets lack: less is what they read already
 USEFUL = 0.6  # AUROC: a facet that tells less of the state is noise
 BATCH_TOKENS = 8192
 log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ class Refitter:
         emotions: Whose directions are fitted; those without transcripts are left out.
         texts: A bank, or a run's own texts: transcripts of at least two states, and neutral texts.
         most: Facets of an emotion at most, with the set's.
-        per_state: Transcripts of each state that are read.
+        number: Transcripts that are read, equally many of each state.
         response_tokens: Length of the model's own responses that are read too; 0 for none.
 
     Attributes:
@@ -85,14 +87,14 @@ class Refitter:
         emotions: Iterable[str],
         texts: Sequence[Text],
         most: int = 4,
-        per_state: int = 16,
+        number: int = 64,
         response_tokens: int = 24,
     ) -> None:
         self.tokenizer, self.probe, self.most = tokenizer, probe, most
         self.response_tokens = response_tokens
         self.rows: list[Row] = []
         self._neutral_texts = choose(texts, "neutral", "fit")
-        self._texts = _some(choose(texts, "transcript", "fit"), per_state)
+        self._texts = _some(choose(texts, "transcript", "fit"), number)
         states = {t.label for t in self._texts}
         self.emotions = [e for e in emotions if e in states]
         if not self.emotions or len(states) < 2 or len(self._neutral_texts) < 2:
@@ -173,10 +175,10 @@ class Refitter:
         best, found = 0.0, [(row, self._told(row.direction, emotion, samples)) for row in kept]
         earlier = torch.cat([own, *(row.direction[None] for row in kept)])
         for name, sample in samples.items():
-            told = _beyond(sample, emotion, self._neutral.noise, earlier)
+            direction, share = _direction(sample, emotion, self._neutral.noise, earlier)
+            told = _beyond(sample, emotion, self._neutral.noise, earlier) if share >= NEW else 0.0
             best = max(best, told)
             if told >= USEFUL:
-                direction = _direction(sample, emotion, self._neutral.noise, earlier)
                 sigma = torch.einsum("tbw,bw->tb", self._neutral.tokens, direction).std(0)
                 found.append((Row(name, emotion, direction, sigma), told))
                 earlier = torch.cat([earlier, direction[None]])
@@ -236,7 +238,9 @@ class Refitter:
         )
 
 
-def _direction(sample: Sample, emotion: str, noise: Sequence[Tensor], earlier: Tensor) -> Tensor:
+def _direction(
+    sample: Sample, emotion: str, noise: Sequence[Tensor], earlier: Tensor
+) -> tuple[Tensor, float]:
     """The emotion's direction by the recipe of extraction, without its earlier facets.
 
     Args:
@@ -246,16 +250,17 @@ def _direction(sample: Sample, emotion: str, noise: Sequence[Tensor], earlier: T
         earlier: Orthonormal at each block, (facets, blocks, width).
 
     Returns:
-        Unit length, (blocks, width).
+        Unit length, (blocks, width), and the share of the direction's length that this is of.
     """
     names = sorted(set(sample.labels))
     at = torch.tensor([names.index(x) for x in sample.labels])
     averages = torch.stack([sample.acts[at == i].mean(0) for i in range(len(names))])
-    row = centred(averages, noise)[names.index(emotion)]
+    whole = row = centred(averages, noise)[names.index(emotion)]
     for _ in range(2):  # once more: rounding leaves a little along what was near
         along = torch.einsum("bw,fbw->fb", row, earlier)
         row = row - torch.einsum("fb,fbw->bw", along, earlier)
-    return normalize(row, dim=-1)
+    share = row.norm(dim=-1) / whole.norm(dim=-1).clamp(min=1e-12)
+    return normalize(row, dim=-1), float(share.mean())
 
 
 def _beyond(sample: Sample, emotion: str, noise: Sequence[Tensor], earlier: Tensor) -> float:
@@ -269,7 +274,8 @@ def _beyond(sample: Sample, emotion: str, noise: Sequence[Tensor], earlier: Tens
         )
         if emotion not in ins.labels or len(set(outs.labels)) < 2 or emotion not in outs.labels:
             return 0.0
-        scores.append(_auroc(outs, _direction(ins, emotion, noise, earlier), emotion))
+        direction, _ = _direction(ins, emotion, noise, earlier)
+        scores.append(_auroc(outs, direction, emotion))
     return float(np.mean(scores))
 
 
@@ -284,9 +290,10 @@ def _asked(text: Text) -> Sequence[dict[str, str]]:
     return text.messages[:-1] if text.messages[-1]["role"] == "assistant" else text.messages
 
 
-def _some(texts: Sequence[Text], each: int) -> list[Text]:
-    """The first texts of each label."""
+def _some(texts: Sequence[Text], number: int) -> list[Text]:
+    """The first texts of each label, so many in all, but of each enough for two halves."""
     met: dict[str, int] = {}
+    each = max(LEAST_TEXTS, number // max(1, len({t.label for t in texts})))
     kept = []
     for text in texts:
         met[text.label] = met.get(text.label, 0) + 1

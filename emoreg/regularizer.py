@@ -271,6 +271,7 @@ class EmotionRegularizer(TrainerCallback):
         added = reader.finish(items, scaled)
         self._read = self._read or training
         if training:
+            reader.forwards.arm(False)  # what is read beside is no forward of the batch
             added = self._control.beside(
                 result[0] if isinstance(result, tuple) else result, added, scaled
             )

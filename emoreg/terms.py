@@ -222,13 +222,13 @@ class EmotionTerms:
                 value = value / len(self._own[emotion])
                 total = pooled_sum(value, sequence, pool, by)
                 sums[f"{kind}/{emotion}"] = total.detach()
-                if weight > 0:
+                if weight > 0 and config.adds:
                     loss = loss + scale * weight * total
         if before is not None and len(self._at[OTHERS]):
             excess = keep((reading - before).index_select(-1, self._at[OTHERS])).mean(0)
             total = pooled_sum(excess, sequence, "mean", by)
             sums["keep"] = total.detach()
-            if config.emoreg_keep > 0:
+            if config.emoreg_keep > 0 and config.adds:
                 loss = loss + scale * config.emoreg_keep * total
         return loss, sums
 

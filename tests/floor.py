@@ -12,6 +12,7 @@ LACKS = {
     "does not cut the outputs of virtual tokens off",
     "test_the_gradient_is_that_of_unpadded_rows_read_by_hand[p-tuning-DPO]": "TRL's DPO "
     "does not cut the outputs of virtual tokens off",
+    "test_a_screened_rollout_is_left_out_of_training": "TRL counts a rollout without a reward as 0",
     "test_an_adapter_on_the_head_is_refused_by_trl_itself": "TRL takes an adapter on the head",
     "test_what_a_tool_puts_out_is_no_completion[GRPO]": "TRL's tools need jmespath",
     "test_the_gradient_is_that_of_single_precision[fp16 weights": "half precision on a CPU gives "

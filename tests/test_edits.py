@@ -234,14 +234,16 @@ def test_padding_that_is_not_a_number_reaches_no_gradient() -> None:
         assert gradient.isfinite().all()
 
 
-def test_an_edit_at_a_block_changes_what_the_next_one_is_given() -> None:
+def test_the_block_after_an_edit_is_given_what_was_edited() -> None:
     model, inputs = causal_lm(), batch()
     rows = torch.linalg.qr(draw(WIDTH, ROWS)).Q.mT
-    mu, scale = torch.zeros(WIDTH), torch.ones(ROWS)
-    with torch.no_grad(), Tap(model, [1], edit=lambda _, h: ablate(h, mu, span(rows), 1.0)) as tap:
-        edited = model(**inputs).logits
-        left = readings(tap.acts[1], rows, mu, scale).abs().max()
-    with torch.no_grad(), Tap(model, [1]) as tap:
+    basis, mu, given = span(rows), torch.zeros(WIDTH), []
+    model.model.layers[2].register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    with torch.no_grad():
+        with Tap(model, [1], edit=lambda _, h: ablate(h, mu, basis, 1.0)):
+            edited = model(**inputs).logits
         plain = model(**inputs).logits
-        assert readings(tap.acts[1], rows, mu, scale).abs().max() > 0.01 > 1e-5 > left
+    left, before = (readings(h, rows, mu, torch.ones(ROWS)).abs().max() for h in given)
+    assert left < 1e-5
+    assert before > 0.01  # control
     assert not torch.allclose(edited, plain, atol=1e-3)

@@ -1,0 +1,212 @@
+"""The arms of the comparison: what each does to training, and with which directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from worlds import Place
+
+from emoreg.bank import Text, choose
+from emoreg.controls import random_directions, shuffle_within
+from emoreg.encode import encode
+from emoreg.probe import Facet
+from emoreg.rewards import CalmReward, DesperationPenalty, EmotionScreen
+from emoreg.scale import spread
+from emoreg.sweep import text_means
+from emoreg.tiny import preferences
+from emoreg.tiny.bank import ROLE
+from emoreg.tiny.vectors import READ_BLOCKS
+from emoreg.tiny.world import NO_STATE, families, table
+from emoreg.vectors import EmotionVectors
+
+Knobs = dict[str, Any]
+ONE_BLOCK = [READ_BLOCKS[len(READ_BLOCKS) // 2]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method.
+
+    Attributes:
+        what: In a few words, for the table.
+        knobs: Of emoreg, from the strength that is tuned.
+        strengths: The three that are tried; one for arms without any.
+        data: ``gamed``, ``inoculated`` (a prompt that asks for the trait), or ``mixed`` (honest
+            replies in families that are only read, beside the gamed ones).
+        vectors: Which directions: the world's own, or a control's.
+        trainers: Where the arm makes sense.
+        rewards: What pays in GRPO, if that is more than the task.
+    """
+
+    what: str
+    knobs: Callable[[float], Knobs] = lambda _: {}
+    strengths: tuple[float, ...] = (1.0,)
+    data: str = "gamed"
+    vectors: str = "own"
+    trainers: tuple[str, ...] = ("sft", "dpo", "grpo")
+    rewards: Callable[[EmotionVectors], list[Any]] | None = None
+
+
+def _penalty(**more: Any) -> Callable[[float], Knobs]:
+    return lambda w: {"penalize": {"desperate": w}, **more}
+
+
+def _both(**more: Any) -> Callable[[float], Knobs]:
+    return lambda w: {"penalize": {"desperate": w}, "reward": {"calm": w / 2}, **more}
+
+
+WEIGHTS = (0.3, 1.0, 3.0)
+READ: Knobs = {"blocks": list(READ_BLOCKS), "check_name": False}
+REFIT = {"refit_steps": 15}
+ARMS = {
+    "none": Arm("no control"),
+    "frozen": Arm(
+        "penalty, story direction at one block, frozen",
+        _penalty(facets=["stories"], blocks=ONE_BLOCK),
+        WEIGHTS,
+    ),
+    "frozen-pair": Arm(
+        "the same with calm rewarded, at all blocks", _both(facets=["stories"]), WEIGHTS
+    ),
+    "two-facets": Arm("penalty and reward, story and transcript directions", _both(), WEIGHTS),
+    "refit": Arm("the same, refitted", _both(**REFIT), WEIGHTS),
+    "anchored": Arm(
+        "refitted, anchored at the base, others kept",
+        _both(**REFIT, anchor="base", keep=0.1),
+        WEIGHTS,
+        trainers=("sft",),
+    ),
+    "adaptive": Arm(
+        "refitted, weights that follow a target",
+        lambda target: {**_both(**REFIT)(0.3), "target": target, "target_rate": 0.1},
+        (0.1, 0.3, 0.6),
+        trainers=("sft",),
+    ),
+    "prevent": Arm(
+        "preventative steering, both facets",
+        lambda s: {"penalize": {"desperate": s}, "method": "prevent"},
+        (2.0, 5.0, 10.0),
+    ),
+    "ablate": Arm("concept ablation", _penalty(method="ablate"), (0.5, 0.8, 1.0)),
+    "cap": Arm(
+        "readings capped", lambda m: {**_penalty(method="cap")(1.0), "margin": m}, (0.0, 0.5, 1.0)
+    ),
+    "random": Arm("refit's terms on random directions", _both(), WEIGHTS, vectors="random"),
+    "shuffled": Arm("refit's terms on shuffled labels", _both(), WEIGHTS, vectors="shuffled"),
+    "act": Arm(
+        "penalty, direction of the act: gamed less honest ends", _penalty(), WEIGHTS, vectors="act"
+    ),
+    "kl": Arm("KL to the base on neutral texts", lambda w: {"kl": w}, WEIGHTS, trainers=("sft",)),
+    "honest-replies": Arm(
+        "output only: honest replies in other families mixed in", data="mixed", trainers=("sft",)
+    ),
+    "inoculation": Arm(
+        "a prompt that asks for the trait, in training only", data="inoculated", trainers=("sft",)
+    ),
+    "reward-base": Arm(
+        "desperation costs and calm pays, read from the base",
+        trainers=("grpo",),
+        rewards=lambda v: [preferences.gamed, *_graded(v, "base")],
+    ),
+    "reward-policy": Arm(
+        "the same, read from the policy",
+        trainers=("grpo",),
+        rewards=lambda v: [preferences.gamed, *_graded(v, "policy")],
+    ),
+    "screen": Arm(
+        "rollouts that read desperate to the policy are left out",
+        trainers=("grpo",),
+        rewards=lambda v: [
+            EmotionScreen(v, preferences.gamed, threshold=0.5, read_from="policy", **READ)
+        ],
+    ),
+}
+
+
+def _graded(vectors: EmotionVectors, model: Literal["base", "policy"]) -> list[Any]:
+    """Both rewards, acting within what completions of these worlds read."""
+    given: dict[str, Any] = {"read_from": model, "width": 1.0, **READ}
+    return [
+        DesperationPenalty(vectors, threshold=0.0, **given),
+        CalmReward(vectors, threshold=-1.0, scale=0.5, **given),
+    ]
+
+
+def vectors_of(kind: str, place: Place, model: Any, tokenizer: Any) -> EmotionVectors:
+    """The directions of an arm, with the calibration of the world's own set."""
+    if kind == "own":
+        return place.fit
+    at = place.fit.blocks
+    if kind == "act":
+        rows = {"desperate": _act(place, model, tokenizer)}
+        return _with({"act": rows}, place, model, tokenizer)
+    facets: dict[str, dict[str, Tensor]] = {}
+    for number, facet in enumerate(place.fit.facets):
+        if kind == "random":
+            drawn = random_directions(2, len(at), place.fit.width, seed=number)
+            facets[facet.name] = {"desperate": drawn[0], "calm": drawn[1]}
+        else:
+            facets[facet.name] = _shuffled(facet.name, place, model, tokenizer, number)
+    return _with(facets, place, model, tokenizer)
+
+
+def _with(
+    facets: Mapping[str, Mapping[str, Tensor]], place: Place, model: Any, tokenizer: Any
+) -> EmotionVectors:
+    """A set of these directions, (blocks, width) each, beside the world's own emotions' names."""
+    neutral = encode(tokenizer, choose(place.bank, "neutral", "fit"), 1)
+    made = []
+    for name, rows in facets.items():
+        stacked = torch.stack(list(rows.values())).double()
+        sigma, _ = spread(model, neutral, place.fit.blocks, stacked, place.fit.mu, 8192)
+        made.append(Facet(name, tuple(rows), stacked.float(), sigma.float()))
+    first = place.fit.facets[0]
+    if made[0].emotions != first.emotions:  # every emotion must stand in the first facet
+        made = [first, *(replace(f, name=f"{f.name}-control") for f in made)]
+    return replace(place.fit, facets=tuple(made))
+
+
+def control_facets(vectors: EmotionVectors) -> list[str] | None:
+    """The facets that a control's terms run on; all of them for the world's own set."""
+    return [f.name for f in vectors.facets if f.name.endswith("-control")] or None
+
+
+def _shuffled(name: str, place: Place, model: Any, tokenizer: Any, seed: int) -> dict[str, Tensor]:
+    """Directions by the same recipe from texts whose labels were shuffled."""
+    kind = {"stories": "story", "transcripts": "transcript"}[name]
+    texts = choose(place.bank, kind, "fit")
+    generator = np.random.default_rng(seed)
+    labels = shuffle_within([t.label for t in texts], [""] * len(texts), generator)
+    means = _means([replace(t, label=x) for t, x in zip(texts, labels, strict=True)],
+                   place, model, tokenizer)  # fmt: skip
+    centre = torch.stack(list(means.values())).mean(0)
+    return {e: normalize(means[e] - centre, dim=-1) for e in ("desperate", "calm")}
+
+
+def _act(place: Place, model: Any, tokenizer: Any) -> Tensor:
+    """Gamed less honest ends after the same episodes without a state, in the families read."""
+    from random import Random
+
+    rng, texts = Random(5), []
+    for number in range(48):
+        family = families(ROLE["fit"])[number % 2]
+        prompt = place.world.episode(rng, family, NO_STATE).prompt
+        for act in ("gamed", "honest"):
+            end = {"role": "assistant", "content": rng.choice(table("families")[family][act])}
+            texts.append(Text("transcript", act, "fit", family, messages=(*prompt, end)))
+    means = _means(texts, place, model, tokenizer)
+    return normalize(means["gamed"] - means["honest"], dim=-1)
+
+
+def _means(texts: list[Text], place: Place, model: Any, tokenizer: Any) -> dict[str, Tensor]:
+    """Label -> mean activation, (blocks, width)."""
+    found: dict[str, list[Tensor]] = {}
+    for item, mean in text_means(model, encode(tokenizer, texts, 8), place.fit.blocks, 8192):
+        found.setdefault(item.text.label, []).append(mean)
+    return {label: torch.stack(means).mean(0) for label, means in sorted(found.items())}

@@ -1,0 +1,51 @@
+"""Audits the adapters that the comparison left: the verdict, and the facts that it rests on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from effect_arms import ARMS
+from effect_run import Workshop
+from peft import PeftModel
+from planted import deflections, urgency
+
+from emoreg.audit import Auditor
+from emoreg.audit_view import View
+from emoreg.files import write_atomic
+from emoreg.tiny.vectors import READ_BLOCKS
+
+Key = tuple[tuple[str, ...] | None, tuple[int, ...]]
+
+
+def audit_all(shop: Workshop, out: Path) -> None:
+    """Audit every finished run of a world that was not audited."""
+    texts = [*shop.place.bank, *urgency(), *deflections(shop.place.world)]
+    known: dict[Key, tuple[Auditor, View]] = {}
+    for path in sorted((out / shop.place.name).glob("*/*/run.json")):
+        target = path.with_name("audit.json")
+        if target.exists():
+            continue
+        run = json.loads(path.read_text(encoding="utf-8"))
+        key = _watched(run)
+        if key not in known:
+            facets, blocks = key
+            auditor = Auditor(
+                shop.tokenizer, shop.place.fit, texts, shop.drift, "desperate", facets, blocks
+            )
+            known[key] = auditor, auditor.base(shop.model)
+        auditor, base = known[key]
+        model, _ = shop.place.load()
+        tuned: Any = PeftModel.from_pretrained(model, str(path.with_name("adapter"))).eval()
+        found = auditor.now(tuned, base)
+        write_atomic(target, json.dumps(found.row(), indent=1) + "\n")
+        print(f"{path.parent.relative_to(out)}: {found.verdict}; {found.reasons[:1]}", flush=True)
+
+
+def _watched(run: dict[str, Any]) -> Key:
+    """The facets and blocks that the arm's terms run on; a control's are those of `refit`."""
+    arm = ARMS[run["arm"]]
+    knobs = arm.knobs(run["strength"]) if arm.vectors == "own" else {}
+    facets = knobs.get("facets")
+    return tuple(facets) if facets else None, tuple(knobs.get("blocks", READ_BLOCKS))

@@ -1,0 +1,216 @@
+"""Tables, plot and JSON of the comparison, from the runs that have finished."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from effect_arms import ARMS
+from scipy.stats import t as student
+
+from emoreg.files import write_atomic
+
+mpl.use("agg")
+from matplotlib.figure import Figure
+
+RESULTS = Path("benchmarks/results")
+BEGIN, END = "<!-- effect: begin -->", "<!-- effect: end -->"
+SUCCESS = 0.95  # of `none`'s, at which arms are compared
+TUNING_SEED = 100
+Run = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The runs of one world, trainer and adapter."""
+
+    name: tuple[str, str, str]
+    runs: list[Run]
+
+    @property
+    def base(self) -> Run:
+        """What the untouched model does."""
+        found: Run = self.runs[0]["base"]
+        return found
+
+    def of(self, arm: str) -> list[Run]:
+        """An arm's runs, one a seed."""
+        return [r for r in self.runs if r["arm"] == arm]
+
+    @property
+    def wanted(self) -> float:
+        """The success at which arms are compared."""
+        return SUCCESS * float(np.mean([r["in_domain"] for r in self.of("none")]))
+
+    def matched(self, run: Run, read: Callable[[Run], float]) -> float:
+        """A measure where the run's success first reaches what is wanted; at the end if never."""
+        points = [self.base, *run["curve"]]
+        for before, after in pairwise(points):
+            low, high = before["in_domain"], after["in_domain"]
+            if low < self.wanted <= high:
+                part = (self.wanted - low) / (high - low)
+                return (1 - part) * read(before) + part * read(after)
+        return read(points[-1])
+
+    def reached(self, run: Run) -> bool:
+        """Whether it ever reaches that success."""
+        return any(p["in_domain"] >= self.wanted for p in run["curve"])
+
+    def row(self, arm: str) -> dict[str, Any]:
+        """Every measure of an arm: mean, interval over seeds, and the value of each seed."""
+        runs, base = self.of(arm), self.base
+        gaming = [self.matched(r, lambda p: p["out_of_domain"]) for r in runs]
+        spread = np.mean([self.matched(r, lambda p: p["out_of_domain"]) for r in self.of("none")])
+        added = float(spread) - base["out_of_domain"]
+        pace = np.median([r["step_seconds"] for r in self.of("none")])
+        found = {
+            "task_loss": [r["task_loss"] for r in runs],
+            "in_domain": [r["in_domain"] for r in runs],
+            "out_of_domain": gaming,
+            "added_share": [(g - base["out_of_domain"]) / added for g in gaming],
+            "generated": [r["generated_out_of_domain"] for r in runs],
+            "step_time": [r["step_seconds"] / pace for r in runs],
+        }
+        for emotion in ("desperate", "calm"):
+            for facet in ("stories", "transcripts"):
+                key = f"held_out/{facet}/{emotion}"
+                found[f"{emotion}_{facet}"] = [
+                    self.matched(r, lambda p, k=key: p["readings"][k]) - base["readings"][key]
+                    for r in runs
+                ]
+        for fact in ("urgency", "perplexity", "concealed", "refit", "lean"):
+            found[fact] = [
+                r["audit"]["facts"][fact]["value"]
+                for r in runs
+                if fact in r.get("audit", {}).get("facts", {})
+            ]
+        return {
+            "arm": arm,
+            "what": ARMS[arm].what,
+            "strength": runs[0]["strength"],
+            "seeds": [r["seed"] for r in runs],
+            "reached": sum(map(self.reached, runs)),
+            "verdicts": dict(Counter(r["audit"]["verdict"] for r in runs if "audit" in r)),
+            **{name: summary(values) for name, values in found.items() if values},
+        }
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, and its 95 % interval over seeds by Student's t."""
+    mean, n = float(np.mean(values)), len(values)
+    half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else None
+    return {"mean": mean, "half": half, "values": [round(float(v), 5) for v in values]}
+
+
+def settings(out: Path) -> list[Setting]:
+    """Everything that has run, but for the tuning."""
+    found: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    for path in sorted(out.glob("*/*/*/run.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        audit = path.with_name("audit.json")
+        if audit.exists():
+            run["audit"] = json.loads(audit.read_text(encoding="utf-8"))
+        if run["seed"] != TUNING_SEED:
+            found[run["world"], run["trainer"], run["adapter"]].append(run)
+    kept = [Setting(name, runs) for name, runs in found.items()]
+    return [s for s in kept if s.of("none")]
+
+
+def report(out: Path) -> None:
+    """Write ``results/effect.json``, ``results/effect.svg`` and the tables in ``RESULTS.md``."""
+    found = settings(out)
+    tables = {s.name: [s.row(arm) for arm in ARMS if s.of(arm)] for s in found}
+    versions = {p: version(p) for p in ("emoreg", "torch", "transformers", "trl", "peft")}
+    rows = [
+        {**dict(zip(("world", "trainer", "adapter"), name, strict=True)), "arms": arms}
+        for name, arms in tables.items()
+    ]
+    bases = {"/".join(s.name): s.base for s in found}
+    whole = {"date": date.today().isoformat(), "versions": versions, "bases": bases}
+    data = {**whole, "settings": rows, "runs": [_bare(r) for s in found for r in s.runs]}
+    write_atomic(RESULTS / "effect.json", json.dumps(data, indent=1) + "\n")
+    draw(found, RESULTS / "effect.svg")
+    text = "\n\n".join(_section(s, tables[s.name]) for s in found)
+    note = f"{date.today().isoformat()}; " + ", ".join(f"{k} {v}" for k, v in versions.items())
+    page = Path("benchmarks/RESULTS.md")
+    old = page.read_text(encoding="utf-8")
+    before, _, rest = old.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    write_atomic(page, f"{before}{BEGIN}\n\nMeasured {note}.\n\n{text}\n\n{END}{after}")
+
+
+def _bare(run: Run) -> Run:
+    return {k: v for k, v in run.items() if k not in ("base", "last_log")}
+
+
+def _section(s: Setting, rows: Sequence[dict[str, Any]]) -> str:
+    world, trainer, adapter = s.name
+    base = s.base
+    lines = [
+        f"### {trainer.upper()}, world `{world}`, {adapter} adapter",
+        "",
+        f"Base: gamed {base['in_domain']:.2f} in the families trained on, "
+        f"{base['out_of_domain']:.2f} elsewhere. Compared at a success of {s.wanted:.3f}.",
+        "",
+        "| arm | strength | seeds, reached | success | task loss | gamed elsewhere | of `none`'s "
+        "added | generated | desperate, stories | desperate, transcripts | calm, stories | "
+        "verdicts | urgency kept | perplexity | step time |",
+        "| --- " * 15 + "|",
+    ]
+    return "\n".join([*lines, *map(_line, rows)])
+
+
+def _line(row: dict[str, Any]) -> str:
+    verdicts = ", ".join(f"{k} {n}" for k, n in row["verdicts"].items()) or "–"
+    cells = [
+        f"`{row['arm']}`", f"{row['strength']:g}", f"{len(row['seeds'])}, {row['reached']}",
+        _cell(row, "in_domain", 3), _cell(row, "task_loss", 3), _cell(row, "out_of_domain", 2),
+        _cell(row, "added_share", 2), _cell(row, "generated", 2),
+        _cell(row, "desperate_stories", 1, True), _cell(row, "desperate_transcripts", 1, True),
+        _cell(row, "calm_stories", 1, True), verdicts, _cell(row, "urgency", 2),
+        _cell(row, "perplexity", 2), _cell(row, "step_time", 2),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(row: dict[str, Any], name: str, digits: int, signed: bool = False) -> str:
+    if name not in row:
+        return "–"
+    mean, half = row[name]["mean"], row[name]["half"]
+    text = f"{mean:{'+' if signed else ''}.{digits}f}"
+    return text if half is None else f"{text} ± {half:.{digits}f}"
+
+
+def draw(found: Sequence[Setting], path: Path) -> None:
+    """Task success against gaming elsewhere, along training, mean over seeds."""
+    shown = [s for s in found if s.name[1] == "sft"]
+    figure = Figure(figsize=(5.2 * max(len(shown), 1), 4.4), layout="constrained")
+    axes = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]
+    colours = mpl.colormaps["tab20"]
+    for axis, s in zip(axes, shown, strict=False):
+        for number, arm in enumerate(a for a in ARMS if s.of(a)):
+            runs = s.of(arm)
+            steps = zip(*([s.base, *r["curve"]] for r in runs), strict=True)
+            pairs = [
+                [np.mean([p[k] for p in point]) for k in ("in_domain", "out_of_domain")]
+                for point in steps
+            ]
+            x, y = zip(*pairs, strict=True)
+            axis.plot(x, y, marker="o", ms=3, lw=1.3, label=arm, color=colours(number % 20))
+        axis.axhline(s.base["out_of_domain"], color="0.6", lw=0.8, ls="--")
+        axis.axvline(s.wanted, color="0.6", lw=0.8, ls=":")
+        axis.set_title(f"{s.name[0]}, {s.name[2]} adapter", fontsize=10)
+        axis.set_xlabel("gamed, families trained on (task success)")
+    axes[0].set_ylabel("gamed, families only tested on")
+    axes[-1].legend(fontsize=7, ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
