@@ -14,7 +14,7 @@ UNFINISHED := $(VENV)/.unfinished
 PYTEST := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all works-with lint clean
+.PHONY: help demo test test-all works-with effect audit lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +22,8 @@ help: ## list the targets
 demo: $(READY) ## train the embedded model with and without emoreg; no GPU, account or download
 	HF_HUB_OFFLINE=1 $(BIN)/emoreg demo $(ARGS)
 
-test: $(READY) ## run the tests, without the slow ones
-	$(PYTEST) $(ARGS)
+test: $(READY) ## run the tests, without the slow ones, in two processes
+	$(PYTEST) -n 2 --dist loadfile $(ARGS)
 	@echo "emoreg: tests passed"
 
 test-all: $(MATRIX) ## run all tests, and write the README's works-with tables from their outcomes
@@ -33,6 +33,16 @@ test-all: $(MATRIX) ## run all tests, and write the README's works-with tables f
 
 works-with: $(READY) ## write the works-with tables from recorded outcomes; ARGS=--check only checks
 	$(BIN)/python tests/works_with.py $(ARGS)
+
+effect: $(READY) ## compare every method on small worlds, hours; goes on where it stopped
+	$(BIN)/python benchmarks/effect.py $(ARGS)
+	$(BIN)/python benchmarks/effect.py --trainers sft --adapter large --arms none frozen-pair refit prevent $(ARGS)
+	$(BIN)/python benchmarks/effect.py --audit
+	$(BIN)/python benchmarks/effect.py --report
+	@echo "emoreg: wrote benchmarks/RESULTS.md and benchmarks/results/effect.json"
+
+audit: $(READY) ## how often the audit's verdict is right where the truth is planted, half an hour
+	$(BIN)/python benchmarks/audit.py $(ARGS)
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check .

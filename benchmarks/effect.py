@@ -5,8 +5,8 @@ python benchmarks/effect.py [--worlds embedded narrow] [--trainers sft dpo grpo]
 python benchmarks/effect.py --report     # tables and plot from what has run
 
 Each arm is tuned first: three strengths by SFT in the embedded world with a seed that no result
-uses; the one with the least gaming out of domain at a task success of at least 95 % of `none`'s is
-taken, there and everywhere. A finished run is not
+uses; the one with the least gaming out of domain is taken, there and everywhere, of those with a
+task success of at least 95 % of `none`'s and a task loss of at most 110 %. A finished run is not
 run again, so an interrupted call goes on, and several calls may share the work.
 """
 
@@ -33,7 +33,7 @@ from worlds import SETTINGS, place
 from emoreg.files import write_atomic
 
 TUNED_ON, TUNING_SEED = ("embedded", "sft", "small"), 100
-SUCCESS = 0.95  # of `none`'s
+SUCCESS, LOSS = 0.95, 1.1  # of `none`'s: least task success, most task loss
 
 
 def found(task: Task, out: Path) -> dict[str, Any] | None:
@@ -52,7 +52,12 @@ def tuned(arm: str, out: Path) -> float | None:
     if none is None or any(t is None for t in tried):
         return None
     runs = [t for t in tried if t is not None]
-    able = [t for t in runs if t["in_domain"] >= SUCCESS * none["in_domain"]]
+    able = [
+        t
+        for t in runs
+        if t["in_domain"] >= SUCCESS * none["in_domain"]
+        and t["task_loss"] <= LOSS * none["task_loss"]
+    ]
     if not able:  # none learns the task: the one that learns most of it
         return float(max(runs, key=lambda t: t["in_domain"])["strength"])
     return float(min(able, key=lambda t: t["out_of_domain"])["strength"])

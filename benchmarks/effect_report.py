@@ -141,11 +141,51 @@ def report(out: Path) -> None:
     draw(found, RESULTS / "effect.svg")
     text = "\n\n".join(_section(s, tables[s.name]) for s in found)
     note = f"{date.today().isoformat()}; " + ", ".join(f"{k} {v}" for k, v in versions.items())
-    page = Path("benchmarks/RESULTS.md")
-    old = page.read_text(encoding="utf-8")
-    before, _, rest = old.partition(BEGIN)
+    _between(Path("benchmarks/RESULTS.md"), f"Measured {note}.\n\n{text}")
+    _between(Path("README.md"), _short(found, tables))
+
+
+SHORT = (
+    "none", "frozen", "two-facets", "refit", "prevent", "ablate", "kl", "honest-replies",
+    "inoculation", "random", "shuffled",
+)  # fmt: skip
+
+
+def _short(found: Sequence[Setting], tables: dict[tuple[str, str, str], Any]) -> str:
+    """The README's table: SFT with the small adapter, a few arms, every world."""
+    shown = [s for s in found if s.name[1:] == ("sft", "small")]
+    worlds = [s.name[0] for s in shown]
+    head = [f"{c}, {w}" for w in worlds for c in ("gamed elsewhere", "of what `none` adds")]
+    lines = [
+        f"| arm | success | {' | '.join(head)} | generated | verdicts |",
+        "| --- " * (len(head) + 4) + "|",
+    ]
+    base = " | ".join(f"{s.base['out_of_domain']:.2f} | 0" for s in shown)
+    said = ", ".join(f"{s.base['generated_out_of_domain']:.2f}" for s in shown)
+    lines.append(f"| base | {shown[0].base['in_domain']:.2f} | {base} | {said} | |")
+    for arm in SHORT:
+        rows = [next((r for r in tables[s.name] if r["arm"] == arm), None) for s in shown]
+        if not any(rows):
+            continue
+        cells = [
+            _cell(r, c, 2) if r else "–" for r in rows for c in ("out_of_domain", "added_share")
+        ]
+        first = next(r for r in rows if r)
+        told = ", ".join(f"{r['generated']['mean']:.2f}" for r in rows if r)
+        verdicts: Counter[str] = sum((Counter(r["verdicts"]) for r in rows if r), Counter())
+        words = ", ".join(f"{k} {n}" for k, n in verdicts.most_common()) or "–"
+        name = f"**{arm}**" if arm == "refit" else arm
+        lines.append(
+            f"| {name} | {_cell(first, 'in_domain', 2)} | {' | '.join(cells)} | {told} | {words} |"
+        )
+    return "\n".join(lines)
+
+
+def _between(path: Path, text: str) -> None:
+    """Put a text between the marks in a page."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    write_atomic(page, f"{before}{BEGIN}\n\nMeasured {note}.\n\n{text}\n\n{END}{after}")
+    write_atomic(path, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 def _bare(run: Run) -> Run:

@@ -30,6 +30,7 @@ from emoreg.tiny.vectors import READ_BLOCKS
 from emoreg.tiny.world import NO_STATE, families, of_split, table
 
 STEPS = {"sft": 50, "dpo": 50, "grpo": 50}
+PACE = {"sft": 1.0, "dpo": 0.1, "grpo": 0.2}  # of an adapter's rate
 # Where the adapter sits, and how fast it learns: of value projections alone, or of every product.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "small": {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj"], "rate": 5e-3},
@@ -207,7 +208,7 @@ def make(shop: Workshop, task: Task, arm: Arm, out: Path) -> Trainer:
     lora = LoraConfig(**adapter, task_type="CAUSAL_LM")
     shared: dict[str, Any] = {"model": model, "processing_class": shop.tokenizer}
     settings = {**COMMON, "output_dir": str(out), "max_steps": STEPS[method], "seed": task.seed}
-    settings["learning_rate"] = rate
+    settings["learning_rate"] = rate * PACE[method]
     if method == "sft":
         args = SFTConfig(**settings, per_device_train_batch_size=8)
         data = Dataset.from_list(episodes(shop.place, arm.data))

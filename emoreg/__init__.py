@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from emoreg.auditing import AuditCallback
     from emoreg.callbacks import DriftCallback
     from emoreg.config import EmoRegConfig
     from emoreg.regularizer import EmotionRegularizer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 # Loaded at first use, so that `import emoreg` stays quick and quiet.
 _HOMES = {
+    "AuditCallback": "auditing",
     "CalmReward": "rewards",
     "DesperationPenalty": "rewards",
     "DriftCallback": "callbacks",
@@ -28,6 +30,7 @@ _HOMES = {
     "Tap": "tap",
 }
 __all__ = [
+    "AuditCallback",
     "CalmReward",
     "DesperationPenalty",
     "DriftCallback",

@@ -1,4 +1,4 @@
-"""The command line: vectors made and checked, the demo, its report."""
+"""The command line: vectors made and checked, trainings, the demo, reports."""
 
 from __future__ import annotations
 
@@ -53,6 +53,12 @@ def parser() -> argparse.ArgumentParser:
     bank.add_argument("folder", type=Path, nargs="?", help="emoreg's own bank by default")
     drift = later("run_drift", "compare")
     _add_drift(command("drift", drift, "measure finished checkpoints against their base"))
+    audit = later("run_audit", "audit_command")
+    _add_audit(command("audit", audit, "tell a control that held from one that was evaded"))
+    train = command("train", run_train, "train as a recipe says, by its name or its file")
+    train.add_argument("method", choices=("sft", "dpo", "grpo", "kto"))
+    train.add_argument("flags", nargs=argparse.REMAINDER, metavar="--config RECIPE …",
+                       help="and TRL's flags, which override it; --help lists them")  # fmt: skip
     demo = command("demo", run_demo, "train the embedded model three times and compare")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"))
     demo.add_argument("--seed", type=int, default=0)
@@ -135,7 +141,7 @@ def _add_generate(made: argparse.ArgumentParser) -> None:
     made.set_defaults(resumes=True)
 
 
-def _add_drift(made: argparse.ArgumentParser) -> None:
+def _add_checkpoints(made: argparse.ArgumentParser, out: str) -> None:
     _add_model(made)
     _add_set(made)
     made.add_argument(
@@ -146,12 +152,22 @@ def _add_drift(made: argparse.ArgumentParser) -> None:
         help="folder of an adapter, or of a merged or fully fine-tuned model; may be repeated",
     )
     made.add_argument("--prompts", type=Path, help="JSON lines of drift prompts; emoreg's own")
-    made.add_argument("--out", type=Path, default=Path("runs/drift"))
+    made.add_argument("--out", type=Path, default=Path(out))
+    made.add_argument("--facets", nargs="+", metavar="FACET", help="all of the set by default")
+    made.add_argument("--blocks", type=blocks, help="the set's suggested ones by default")
+
+
+def _add_audit(made: argparse.ArgumentParser) -> None:
+    _add_checkpoints(made, "runs/audit")
+    _add_bank(made)
+    made.add_argument("--emotion", default="desperate", help="that was penalised")
+
+
+def _add_drift(made: argparse.ArgumentParser) -> None:
+    _add_checkpoints(made, "runs/drift")
     made.add_argument("--response-tokens", type=int, default=32, help="0 reads the colon only")
     made.add_argument("--on-policy", action=argparse.BooleanOptionalAction, default=True,
                       help="read each model on its own responses too")  # fmt: skip
-    made.add_argument("--facets", nargs="+", metavar="FACET", help="all of the set by default")
-    made.add_argument("--blocks", type=blocks, help="the set's suggested ones by default")
     made.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True,
                       help="keep what the base reads on disk")  # fmt: skip
 
@@ -170,6 +186,15 @@ def blocks(text: str) -> list[int]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} names no block; wanted such as 10-20 or 8,12")
     return found
+
+
+def run_train(flags: argparse.Namespace, console: Console) -> None:
+    """Train in this process; `accelerate launch -m emoreg.cli train …` starts several."""
+    from emoreg.training import main as train
+
+    trainer = train(flags.method, flags.flags)
+    if trainer.is_world_process_zero():
+        console.print(f"emoreg: trained, wrote {trainer.args.output_dir}", soft_wrap=True)
 
 
 def run_demo(flags: argparse.Namespace, console: Console) -> None:

@@ -63,7 +63,7 @@ class Control:
             check_base(trainer)
             self._texts = load_bank(self.config.emoreg_bank or OWN_BANK) if texts is None else texts
         self._kl = self._anchor() if self.anchors else None
-        self._latest_kl: Tensor | None = None
+        self._divergences: list[Tensor] = []  # of the step under way
         self._task_loss: Tensor | None = None
         self._micro_batch = 0
         self._start()
@@ -82,7 +82,7 @@ class Control:
 
     def step_begins(self) -> None:
         """The first micro-batch of a step is next."""
-        self._micro_batch, self._task_loss = 0, None
+        self._micro_batch, self._task_loss, self._divergences = 0, None, []
 
     def beside(self, loss: Tensor, added: Tensor | None, scaled: bool) -> Tensor | None:
         """What is added to a micro-batch's loss, with the KL term; its own loss is noted.
@@ -109,7 +109,7 @@ class Control:
         number = self.trainer.state.global_step * args.gradient_accumulation_steps + micro_batch
         with accelerator.autocast():
             found = self._kl(number * accelerator.num_processes + accelerator.process_index)
-        self._latest_kl = found.detach()
+        self._divergences.append(found.detach())
         return found * self.config.emoreg_kl
 
     def stepped(self, reader: Reader) -> None:
@@ -120,9 +120,9 @@ class Control:
             names = tuple(f"weight/{e}" for e in self.terms.watched)
             values = [*self.terms.weights.values(), float(self._dual.gate_closed)]
             meter.add((*names, "gate_closed"), torch.tensor(values), 1)
-        if self._latest_kl is not None:
-            meter.add(("kl",), self._latest_kl[None], 1)
-            self._latest_kl = None
+        if self._divergences:
+            meter.add(("kl",), torch.stack(self._divergences).sum()[None], len(self._divergences))
+            self._divergences = []
         if self._refitter is not None and step % self.config.emoreg_refit_steps == 0:
             found = self._refit(self._refitter, reader, step)
             meter.add(tuple(found), torch.tensor(list(found.values())), 1)
@@ -148,7 +148,7 @@ class Control:
         config = self.config
         self.terms.weights = {**config.penalize, **config.reward}
         self.terms.extend([])
-        self._latest_kl = None
+        self._divergences = []
         self._dual = self._refitter = None
         if config.emoreg_target is not None:
             self._dual = Dual(
@@ -214,7 +214,17 @@ class Control:
                 "the run had are lost. Resume from a checkpoint that has it, or start at step 0."
             ) from e
         if metadata.get("format") != FORMAT:
-            raise ConfigError(f"{path} has format {metadata.get('format')!r}, wanted {FORMAT!r}.")
+            raise ConfigError(
+                f"{path} has format {metadata.get('format')!r}, wanted {FORMAT!r}. Resume from a "
+                "checkpoint that this version of emoreg saved, or start at step 0."
+            )
+        step, own = self.trainer.state.global_step, tensors.get("step")
+        if own is None or int(own) != step:
+            raise ConfigError(
+                f"{path} is of step {None if own is None else int(own)}, and training resumes at "
+                f"step {step}: it is another checkpoint's. Resume from a whole checkpoint, or "
+                "start at step 0."
+            )
         self._resume(tensors, metadata)
 
     def _resume(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -77,6 +77,16 @@ class Counting:
             counted = self.count(found)  # cut by the trainer
         return found, counted
 
+    def other(self, call: Call, batch: Batch | None) -> bool:
+        """Whether a forward is known to be of other tokens than a batch, whole or cut on the left.
+
+        A device is waited for, unless the batch's own tensor went in.
+        """
+        if batch is None or call.ids is None:
+            return False
+        cut = call.ids.dim() == 2 and call.ids.shape[1] < batch.ids.shape[1]
+        return not (batch.last(call.ids.shape[1]) if cut else batch).is_of(call.ids)
+
     def count(self, batch: Batch) -> Counted:
         """What is read of a batch and what the terms act on.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emoreg import edits
+from emoreg.blocks import find_backbone
 from emoreg.config import EmoRegConfig
+from emoreg.errors import ConfigError
 from emoreg.probe import Probe
 
 
@@ -71,3 +73,22 @@ class Editor:
         self.probe = self.probe.to(device)
         self._weight, self._sign = self._weight.to(device), self._sign.to(device)
         self.__dict__.pop("_spans", None)
+
+
+def check_checkpointing(model: nn.Module) -> None:
+    """Check that an edit would be made once, outside of what checkpointing runs again.
+
+    Some versions of Transformers checkpoint a block's `__call__` and with it the hooks on it, which
+    run again in backward, when nothing is edited any more.
+
+    Raises:
+        ConfigError: They do here.
+    """
+    for block in find_backbone(model).blocks:
+        inside = type(block).__call__ is not nn.Module.__call__
+        if inside and getattr(block, "gradient_checkpointing", False):
+            raise ConfigError(
+                f"Gradient checkpointing runs the hooks of {type(block).__name__} again in "
+                "backward, so edits would give wrong gradients. Update transformers, switch "
+                "gradient_checkpointing off, or use emoreg_method: penalty."
+            )

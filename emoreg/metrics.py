@@ -83,6 +83,18 @@ METRICS = {
     ),
     "emoreg/drift_moved": ("share", "length of that move in the mean length of the activation"),
     "emoreg/drift_seconds": ("s", "what the measurement took"),
+    "emoreg/audit_verdict": (
+        "code",
+        "0 held, 1 risen, 2 evaded, 3 stale, 4 blunted, 5 inconclusive; see docs/audit.md",
+    ),
+    "emoreg/audit/{measurement}": ("share, σ", "one measurement of the audit; docs/audit.md"),
+    "emoreg/audit_low/{measurement}": ("share, σ", "lower end of its 95 % interval"),
+    "emoreg/audit_high/{measurement}": ("share, σ", "upper end of that interval"),
+    "emoreg/audit_tokens": (
+        "tokens",
+        "that went forward for it, by the share of blocks they passed",
+    ),
+    "emoreg/audit_seconds": ("s", "what the audit took"),
 }
 
 

@@ -14,7 +14,7 @@ from emoreg.accumulation import Window, has_labels
 from emoreg.base import base_outputs, has_adapters, reference_model
 from emoreg.batches import Batch
 from emoreg.counting import Counting
-from emoreg.editor import Editor
+from emoreg.editor import Editor, check_checkpointing
 from emoreg.errors import CaptureError
 from emoreg.examples import Examples
 from emoreg.forwards import Forwards
@@ -36,6 +36,9 @@ class Reader:
         trainer: Whose micro-batches.
         terms: What is read and added.
         examples: Takes in what was read in training, if texts are logged.
+
+    Raises:
+        ConfigError: Blocks are to be edited, and checkpointing would run the edits again.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class Reader:
         model = model_of(trainer)
         self.counting = Counting(trainer, self.config)
         edits = self.config.active and not self.config.adds
+        if edits:
+            check_checkpointing(model)
         self._editor = Editor(terms.probe, self.config) if edits else None
         self.forwards = Forwards(
             model,
@@ -60,7 +65,8 @@ class Reader:
         self.meters = {"train": Meter(), "eval": Meter()}
         self.acts_on = 0  # tokens that the terms acted on in training so far
         self._read: list[int] = []  # how many were read in each micro-batch of the first window
-        self._edited: Tensor | None = None  # tokens of the forward under way that are edited
+        # The forward under way, and which of its tokens are edited; None if it is not the batch's.
+        self._edited: tuple[Call, Tensor | None] | None = None
         self._has_base = has_adapters(model) or reference_model(trainer) is not None
         self._inputs: Any = None
         self._labelled = self._rolled = False
@@ -114,19 +120,24 @@ class Reader:
         """What the policy's forward goes on with after a block."""
         if self._editor is None or not self.forwards.training:
             return h
-        if self._edited is None:
-            self._edited = self._acted_mask(h)
-        return self._editor(block, h, self._edited, self._scale())
+        call = self.forwards.policy.calls[-1]
+        if self._edited is None or self._edited[0] is not call:
+            self._edited = (call, self._acted_mask(call, h.shape[1]))
+        mask = self._edited[1]
+        return h if mask is None else self._editor(block, h, mask, self._scale())
 
-    def _acted_mask(self, h: Tensor) -> Tensor:
-        """The tokens of the forward under way that are acted on, bool, (batch, tokens).
+    def _acted_mask(self, call: Call, width: int) -> Tensor | None:
+        """The tokens of a forward that are acted on, bool, (batch, tokens).
+
+        None if its tokens are not those of the batch, as a trainer or a guest may run beside.
 
         Raises:
             CaptureError: The batch does not tell them.
         """
-        call = self.forwards.policy.calls[-1]
+        if self.counting.other(call, self.forwards.batch):
+            return None
         _, counted = self.counting.of(call, self.forwards.batch, look=False)
-        wide = counted.padded_left(h.shape[1])
+        wide = counted.padded_left(width)
         return wide.mask if wide.rows is None else wide.mask & wide.rows[:, None]
 
     def acted(self, inputs: Any) -> Counted | None:

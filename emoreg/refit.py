@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch.nn.functional import normalize
 
 from emoreg.bank import Text, choose
 from emoreg.encode import Encoded, encode, encode_prompt
-from emoreg.errors import BankError
+from emoreg.errors import BankError, ConfigError
 from emoreg.extract import Choices, centred
 from emoreg.identity import context_length
 from emoreg.moments import Scatter
@@ -49,7 +50,7 @@ class Row:
 
     name: str  # of the facet: where from, and the step
     emotion: str
-    direction: Tensor  # (blocks, width), float32, unit length
+    direction: Tensor  # (blocks, width), float32, unit length; 0 at a block with nothing new
     sigma: Tensor  # (blocks,), residual-stream units
 
 
@@ -67,7 +68,7 @@ class Refitter:
     Args:
         tokenizer: The model's, with a chat template.
         probe: The set's facets at the blocks that are read.
-        emotions: Whose directions are fitted; those without transcripts are left out.
+        emotions: Whose directions are fitted; those with too few transcripts are left out.
         texts: A bank, or a run's own texts: transcripts of at least two states, and neutral texts.
         most: Facets of an emotion at most, with the set's.
         number: Transcripts that are read, equally many of each state.
@@ -77,7 +78,8 @@ class Refitter:
         rows: What is kept, in the order it was found.
 
     Raises:
-        BankError: The texts hold no states to tell apart, or too few texts of one.
+        BankError: The texts hold no states to tell apart, or too few texts of one; or the tokenizer
+            has no chat template.
     """
 
     def __init__(
@@ -95,14 +97,21 @@ class Refitter:
         self.rows: list[Row] = []
         self._neutral_texts = choose(texts, "neutral", "fit")
         self._texts = _some(choose(texts, "transcript", "fit"), number)
-        states = {t.label for t in self._texts}
-        self.emotions = [e for e in emotions if e in states]
-        if not self.emotions or len(states) < 2 or len(self._neutral_texts) < 2:
+        if not getattr(tokenizer, "chat_template", None):
             raise BankError(
-                f"A refit needs transcripts of {' or '.join(emotions)} and of another state, and "
-                f"neutral texts; the bank has transcripts of {', '.join(sorted(states)) or 'none'} "
-                f"and {len(self._neutral_texts)} neutral texts. Name another with emoreg_bank, or "
-                "set emoreg_refit_steps to 0."
+                "The tokenizer has no chat template, so a refit cannot read transcripts. Give it "
+                "the one the model is used with (tokenizer.chat_template), or set "
+                "emoreg_refit_steps to 0."
+            )
+        states = Counter(t.label for t in self._texts)
+        self.emotions = [e for e in emotions if states[e] >= LEAST_TEXTS]
+        if not self.emotions or len(states) < 2 or len(self._neutral_texts) < 2:
+            have = ", ".join(f"{states[x]} of {x}" for x in sorted(states)) or "none"
+            raise BankError(
+                f"A refit needs {LEAST_TEXTS} transcripts of {' or '.join(emotions)}, some of "
+                f"another state, and neutral texts; the bank has transcripts: {have}; and "
+                f"{len(self._neutral_texts)} neutral texts. Name another with emoreg_bank, or set "
+                "emoreg_refit_steps to 0."
             )
         self._neutral: Neutral | None = None
 
@@ -131,8 +140,8 @@ class Refitter:
         """
         encoded = self._encoded(model)
         samples = {f"transcripts@{step}": self._read(model, encoded)}
-        if self.response_tokens and can_answer(model):
-            samples[f"own@{step}"] = self._read(model, self._own(model))
+        if self.response_tokens and can_answer(model) and (own := self._own(model)):
+            samples[f"own@{step}"] = self._read(model, own)
         found = {e: self._ranked(e, samples) for e in self.emotions}
         logs = {f"refit_facets/{e}": float(len(rows)) for e, (rows, _) in found.items()}
         logs |= {f"refit_auroc/{e}": best for e, (_, best) in found.items()}
@@ -161,11 +170,24 @@ class Refitter:
         return tensors, json.dumps([[row.name, row.emotion] for row in self.rows])
 
     def restore(self, tensors: Mapping[str, Tensor], names: str) -> None:
-        """Go on with what `state` gave."""
-        self.rows = [
+        """Go on with what `state` gave.
+
+        Raises:
+            ConfigError: It is of other emotions or blocks, or of a model of another width.
+        """
+        rows = [
             Row(name, emotion, tensors[f"{i}.direction"], tensors[f"{i}.sigma"])
             for i, (name, emotion) in enumerate(json.loads(names))
         ]
+        shape = (len(self.probe.blocks), self.probe.mu.shape[-1])
+        for row in rows:
+            if row.emotion not in self.emotions or row.direction.shape != shape:
+                raise ConfigError(
+                    f"A saved facet of {row.emotion} has the shape {tuple(row.direction.shape)}; "
+                    f"this run fits {', '.join(self.emotions)} with {shape} blocks and width. "
+                    "Resume with the vectors, emotions and blocks of the run that saved it."
+                )
+        self.rows = rows
 
     def _ranked(self, emotion: str, samples: Mapping[str, Sample]) -> tuple[list[Row], float]:
         """The facets of an emotion that are kept now, and the best AUROC among new ones."""
@@ -178,8 +200,9 @@ class Refitter:
             direction, share = _direction(sample, emotion, self._neutral.noise, earlier)
             told = _beyond(sample, emotion, self._neutral.noise, earlier) if share >= NEW else 0.0
             best = max(best, told)
-            if told >= USEFUL:
+            if told >= _bar(sample, emotion):
                 sigma = torch.einsum("tbw,bw->tb", self._neutral.tokens, direction).std(0)
+                sigma[~direction.any(-1)] = 1.0
                 found.append((Row(name, emotion, direction, sigma), told))
                 earlier = torch.cat([earlier, direction[None]])
         room = max(self.most - len(own), 0)
@@ -250,7 +273,8 @@ def _direction(
         earlier: Orthonormal at each block, (facets, blocks, width).
 
     Returns:
-        Unit length, (blocks, width), and the share of the direction's length that this is of.
+        Unit length, (blocks, width), 0 at a block of which less than `NEW` is left, and the share
+        of the direction's length that is left at the block of most.
     """
     names = sorted(set(sample.labels))
     at = torch.tensor([names.index(x) for x in sample.labels])
@@ -260,7 +284,7 @@ def _direction(
         along = torch.einsum("bw,fbw->fb", row, earlier)
         row = row - torch.einsum("fb,fbw->bw", along, earlier)
     share = row.norm(dim=-1) / whole.norm(dim=-1).clamp(min=1e-12)
-    return normalize(row, dim=-1), float(share.mean())
+    return normalize(row, dim=-1) * (share >= NEW).unsqueeze(-1), float(share.max())
 
 
 def _beyond(sample: Sample, emotion: str, noise: Sequence[Tensor], earlier: Tensor) -> float:
@@ -279,8 +303,24 @@ def _beyond(sample: Sample, emotion: str, noise: Sequence[Tensor], earlier: Tens
     return float(np.mean(scores))
 
 
+def _bar(sample: Sample, emotion: str) -> float:
+    """AUROC that a new direction needs: two standard errors more than noise has by chance.
+
+    Those of a mean over two halves are those of the whole (Hanley and McNeil 1982, Radiology 143).
+    """
+    own = sample.labels.count(emotion)
+    pairs = own * (len(sample.labels) - own)
+    chance = ((len(sample.labels) + 2) / (12 * max(pairs, 1))) ** 0.5
+    return max(USEFUL, 0.5 + 2 * chance)
+
+
 def _auroc(sample: Sample, direction: Tensor, emotion: str) -> float:
-    """AUROC of the projection on a direction, standardised at each block, mean over blocks."""
+    """AUROC of the projection on a direction, standardised at each block, mean over blocks.
+
+    One half where there is nothing to tell apart.
+    """
+    if set(sample.labels) <= {emotion} or emotion not in sample.labels:
+        return 0.5
     along = torch.einsum("tbw,bw->tb", sample.acts, direction)
     return auroc((along / along.std(0).clamp(min=1e-12)).mean(1), sample.labels, emotion)
 

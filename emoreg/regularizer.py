@@ -271,15 +271,17 @@ class EmotionRegularizer(TrainerCallback):
         added = reader.finish(items, scaled)
         self._read = self._read or training
         if training:
-            reader.forwards.arm(False)  # what is read beside is no forward of the batch
-            added = self._control.beside(
-                result[0] if isinstance(result, tuple) else result, added, scaled
-            )
+            added = self._beside(result[0] if isinstance(result, tuple) else result, added, scaled)
         if added is None:
             return result
         if isinstance(result, tuple):
             return (result[0] + added.to(result[0]), *result[1:])
         return result + added.to(result)
+
+    def _beside(self, loss: Tensor, added: Tensor | None, scaled: bool) -> Tensor | None:
+        """What is added to a loss of training, with what acts beside the readings."""
+        self._open().forwards.arm(False)  # what is read beside is no forward of the batch
+        return self._control.beside(loss, added, scaled)
 
     def _looping(self, evaluation_loop: Around, *args: Any, **kwargs: Any) -> Any:
         """`trainer.evaluation_loop`, whose readings are its own."""
@@ -310,7 +312,7 @@ class EmotionRegularizer(TrainerCallback):
     def _backward(self, backward: Around, loss: Tensor, *args: Any, **kwargs: Any) -> Any:
         """`accelerator.backward`, where a trainer calls it without `compute_loss`."""
         if not self._read:
-            added = self._open().finish()
+            added = self._beside(loss, self._open().finish(), scaled=True)
             self._read = True
             loss = loss if added is None else loss + added.to(loss)
         return backward(loss, *args, **kwargs)

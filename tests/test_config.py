@@ -32,6 +32,22 @@ BAD: dict[str, tuple[Any, str]] = {
     "reference_steps": (1.5, "emoreg_reference_steps must be a whole number >= 0, got 1.5"),
     "log_texts": (-1, "emoreg_log_texts must be a whole number >= 0, got -1"),
     "alerts": ({"reading/calm": {}}, "emoreg_alerts: alert 'reading/calm' needs `above` or"),
+    "method": (
+        "steer",
+        "emoreg_method must be one of penalty, prevent, ablate, cap, got 'steer'",
+    ),
+    "kl": (-0.5, "emoreg_kl must be a finite number >= 0, got -0.5"),
+    "kl_texts": (0, "emoreg_kl_texts must be a whole number >= 1, got 0"),
+    "schedule": ("cosine", "emoreg_schedule must be one of constant, linear, got 'cosine'"),
+    "target": (-1.0, "emoreg_target must be a finite number >= 0, got -1.0"),
+    "target_rate": ("fast", "emoreg_target_rate must be a finite number >= 0, got 'fast'"),
+    "target_ceiling": (float("inf"), "emoreg_target_ceiling must be a finite number >= 0, got inf"),
+    "target_utility": (None, "emoreg_target_utility must be a finite number >= 0, got None"),
+    "refit_steps": (2.5, "emoreg_refit_steps must be a whole number >= 0, got 2.5"),
+    "refit_facets": (0, "emoreg_refit_facets must be a whole number >= 1, got 0"),
+    "refit_texts": (True, "emoreg_refit_texts must be a whole number >= 1, got True"),
+    "refit_tokens": (-24, "emoreg_refit_tokens must be a whole number >= 0, got -24"),
+    "audit_steps": ("end", "emoreg_audit_steps must be a whole number >= 0, got 'end'"),
 }
 MORE_BAD = [
     ("penalize", {"desperate": -0.1}, "finite numbers >= 0, got {'desperate': -0.1}"),
@@ -49,7 +65,41 @@ MORE_BAD = [
     ("blocks", ["3"], "emoreg_blocks"),
     ("drift_steps", "many", "emoreg_drift_steps"),
     ("drift_steps", 2.5, "emoreg_drift_steps"),
+    ("method", None, "emoreg_method must be one of"),
+    ("kl", float("nan"), "emoreg_kl must"),
+    ("kl_texts", 1.5, "emoreg_kl_texts"),
+    ("target", "low", "emoreg_target must be a finite number >= 0, got 'low'"),
+    ("target", float("inf"), "emoreg_target must"),
+    ("target", True, "emoreg_target must"),
+    ("refit_steps", None, "emoreg_refit_steps"),
+    ("refit_facets", -1, "emoreg_refit_facets"),
+    ("refit_tokens", None, "emoreg_refit_tokens"),
+    ("audit_steps", -1, "emoreg_audit_steps"),
 ]
+EDIT = {"penalize": {"desperate": 0.5}}
+APART: list[tuple[dict[str, Any], list[str]]] = [  # knobs and the problems they make together
+    ({"method": m, **EDIT, **given}, [f"{name} goes with emoreg_method: penalty, not with {m}"])
+    for m in ("prevent", "ablate", "cap")
+    for given, name in (
+        ({"keep": 0.1}, "emoreg_keep"),
+        ({"target": 0.0}, "emoreg_target"),
+        ({"refit_steps": 10}, "emoreg_refit_steps"),
+        ({"anchor": "base"}, "emoreg_anchor: base"),
+    )
+] + [
+    ({"method": m, "penalize": {"desperate": 1.5}}, [f"emoreg_method: {m} a weight is a share"])
+    for m in ("ablate", "cap")
+] + [
+    ({"method": "ablate", **EDIT, "reward": {"calm": 0.5}}, ["name them in emoreg_penalize alone"]),
+    (
+        {"method": "ablate", "penalize": {"desperate": 0.5, "afraid": 0.4}},
+        ["emoreg_method: ablate takes the same share out of all emotions it names"],
+    ),
+    (
+        {"method": "cap", "penalize": {"desperate": 2.0}, "keep": 0.1, "target": 1.0},
+        ["emoreg_keep goes with", "emoreg_target goes with", "a weight is a share in [0, 1]"],
+    ),
+]  # fmt: skip
 
 
 def test_every_bad_knob_is_reported_in_one_error() -> None:
@@ -72,8 +122,45 @@ def test_a_bad_knob_is_refused_with_its_name_and_value(name: str, value: Any, wo
 
 def test_every_knob_that_can_be_bad_is_tried() -> None:
     names = {f.name.removeprefix(PREFIX) for f in fields(EmoRegConfig)}
-    assert names - set(BAD) == {"vectors", "facets", "check_name", "drift_prompts"}  # names, a flag
+    free = {"vectors", "facets", "check_name", "drift_prompts", "bank"}  # names, and a flag
+    assert names - set(BAD) == free
     assert all(f.metadata["help"] and f.name.startswith(PREFIX) for f in fields(EmoRegConfig))
+
+
+@pytest.mark.parametrize(("knobs", "problems"), APART)
+def test_knobs_that_do_not_go_together_are_refused(
+    knobs: dict[str, Any], problems: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        EmoRegConfig.of(**knobs)
+    assert [words for words in problems if words not in str(error.value)] == []
+    assert str(error.value).count("\n  - ") == len(problems)
+    EmoRegConfig.of(**{**knobs, "method": "penalty"})  # control: with the penalty they do
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"method": "prevent", "penalize": {"desperate": 3.0}, "reward": {"calm": 2.0}},
+        {"method": "ablate", "penalize": {"desperate": 1.0, "sad": 0.0, "afraid": 1.0}},
+        {"method": "ablate", "penalize": {"desperate": 1.0}, "reward": {"calm": 0.0}},
+        {"method": "cap", "penalize": {"desperate": 1.0}, "reward": {"calm": 0.5}, "margin": 2.0},
+        {"method": "prevent", "kl": 0.1, "schedule": "linear", "warmup": 0.1, **EDIT},
+        {"target": 0.0, "refit_steps": 10, "keep": 0.1, "anchor": "base", "kl": 0.1},
+        {"audit_steps": None, "drift_steps": None},
+    ],
+)
+def test_what_goes_together_is_taken(knobs: dict[str, Any]) -> None:
+    EmoRegConfig.of(**knobs)
+
+
+@pytest.mark.parametrize("method", ["ablate", "cap"])
+@pytest.mark.parametrize("weight", ["0.1", None, [1]])
+def test_a_weight_that_is_no_number_is_told_whatever_the_method(method: str, weight: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        EmoRegConfig.of(method=method, penalize={"desperate": weight})
+    assert "emoreg_penalize: weights must be finite numbers >= 0" in str(error.value)
+    assert str(error.value).count("\n  - ") == 1
 
 
 @pytest.mark.parametrize("value", [{"sad": 0.1, "afraid": 0}, '{"sad": 0.1, "afraid": 0}'])
@@ -109,6 +196,10 @@ def test_one_alone_stands_for_a_list_of_one(name: str, one: Any) -> None:
         ({"penalize": {"desperate": 0.1}}, True, False),
         ({"reward": {"calm": 0.1}, "anchor": "base"}, True, True),
         ({"keep": 0.1}, True, True),
+        ({"target": 1.0}, True, False),
+        ({"target": 1.0, "anchor": "base"}, True, True),
+        ({"kl": 0.1, "refit_steps": 5}, False, False),
+        ({"method": "cap", "penalize": {"desperate": 0.1}}, True, False),
     ],
 )
 def test_weight_zero_only_measures_and_the_base_is_read_when_it_is_needed(

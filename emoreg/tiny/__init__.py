@@ -7,4 +7,5 @@ from pathlib import Path
 MODEL = Path(__file__).parent / "emoreg-tiny"
 CARD = Path(__file__).parent / "card.json"
 EPISODES = Path(__file__).parent / "episodes"
+PAIRS = Path(__file__).parent / "pairs"
 DRIFT_PROMPTS = Path(__file__).parent / "drift-prompts.jsonl"
