@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,6 +12,8 @@ from numbers import Real
 from typing import Any, TypeGuard
 
 from emoreg.errors import ConfigError
+from emoreg.files import parse_json
+from emoreg.knobs import told
 from emoreg.metrics import METRICS, metric_of
 from emoreg.printable import short, shown
 
@@ -167,13 +168,13 @@ def check(value: Any) -> list[str]:
 def _read(value: Any) -> tuple[list[Alert], list[str]]:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
-            return [], [f"alerts are not JSON: {value!r}; write them like {EXAMPLE}"]
+            return [], [f"alerts are not JSON: {told(value)}; write them like {EXAMPLE}"]
     if isinstance(value, list | tuple) and all(isinstance(v, Alert) for v in value):
         return list(value), []
     if value is not None and not isinstance(value, Mapping):
-        return [], [f"alerts must map names to thresholds, like {EXAMPLE}; got {value!r}"]
+        return [], [f"alerts must map names to thresholds, like {EXAMPLE}; got {told(value)}"]
     alerts: list[Alert] = []
     problems: list[str] = []
     for name, given in (value or {}).items():
@@ -194,9 +195,9 @@ def _read(value: Any) -> tuple[list[Alert], list[str]]:
 def _misfits(name: Any, knobs: Mapping[str, Any]) -> Iterator[str]:
     unknown = [k for k in knobs if k not in KNOBS]
     if unknown:
-        yield f"alert {name!r}: unknown {', '.join(map(repr, unknown))}; known: {', '.join(KNOBS)}"
+        yield f"alert {told(name)}: unknown {told(unknown)}; known: {', '.join(KNOBS)}"
     if ("above" in knobs) == ("below" in knobs):
-        yield f"alert {name!r} needs `above` or `below`, one of them; for both give a list of two"
+        yield f"alert {told(name)} needs `above` or `below`; for both give a list of two"
 
 
 def _flaws(name: Any, threshold: Any, patience: Any, action: Any) -> Iterator[str]:
@@ -204,11 +205,12 @@ def _flaws(name: Any, threshold: Any, patience: Any, action: Any) -> Iterator[st
         kinds = sorted({re.split(r"[/{]", m)[1] for m in METRICS})
         sought = _key(str(name)).split("emoreg/")[-1].split("/")[0]
         near = get_close_matches(sought, kinds, n=3) or kinds
-        yield f"alert {name!r}: no such metric is logged; nearest: {', '.join(near)}"
+        yield f"alert {told(name)}: no such metric is logged; nearest: {', '.join(near)}"
     if not finite(threshold):
-        yield f"alert {name!r}: the threshold must be a finite number, got {threshold!r}"
+        yield f"alert {told(name)}: the threshold must be a finite number, got {told(threshold)}"
     if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
-        yield f"alert {name!r}: patience is a whole number of log lines >= 1, got {patience!r}"
+        found = told(patience)
+        yield f"alert {told(name)}: patience is a whole number of log lines >= 1, got {found}"
     yield from _action_flaws(name, action)
 
 
@@ -217,7 +219,7 @@ def _action_flaws(name: Any, action: Any) -> Iterator[str]:
         return
     wanted = f"wanted {', '.join(ACTIONS)}, a function, or 'package.module:function'"
     if not isinstance(action, str) or ":" not in action:
-        yield f"alert {name!r}: action is {action!r}; {wanted}"
+        yield f"alert {told(name)}: action is {told(action)}; {wanted}"
         return
     try:
         found = pkgutil.resolve_name(action)
@@ -238,7 +240,8 @@ def _of(metric: str, kinds: tuple[str, ...]) -> bool:
 
 def finite(value: Any) -> TypeGuard[float]:
     """Whether a value is a number, and neither infinite nor NaN."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and bool(abs(value) <= sys.float_info.max)
 
 
 def quoted(row: Mapping[str, Any] | None) -> str:

@@ -16,6 +16,7 @@ from emoreg.audit_view import View
 from emoreg.audit_words import Words
 from emoreg.errors import ConfigError
 from emoreg.files import write_atomic
+from emoreg.snapshot import check_lengths
 
 FILE = "emoreg-audit.safetensors"
 WORDS = ("ids", "said", "more", "less")
@@ -60,13 +61,33 @@ def read(path: Path, about: Mapping[str, Any]) -> View:
         raise ConfigError(f"{path} cannot be read: {e}. {_advice(path)}") from e
     if metadata.get("about") != json.dumps(about, sort_keys=True):
         raise ConfigError(f"{path} was made with another bank, prompts or blocks. {_advice(path)}")
+    try:
+        return _view(tensors)
+    except (KeyError, ValueError, TypeError) as e:
+        raise ConfigError(
+            f"{path} is damaged: it lacks {e} or has it in another form. {_advice(path)}"
+        ) from e
+
+
+def _view(tensors: Mapping[str, Tensor]) -> View:
+    places = {n.removeprefix("places."): t for n, t in tensors.items() if n.startswith("places.")}
+    labelled, neutral, loss = (tensors[name] for name in ("labelled", "neutral", "loss"))
+    if labelled.dim() != 4 or {t.shape[1:] for t in (neutral, *places.values())} != {
+        labelled.shape[2:]
+    }:
+        raise ValueError("activations of other shapes")
+    floats = {torch.float32, torch.float64}
+    types = {t.dtype for t in (labelled, neutral, loss, *places.values())}
+    if loss.dim() != 1 or not types <= floats:
+        raise ValueError(f"losses of shape {tuple(loss.shape)}, or types that are no activations")
+    check_lengths(tensors["texts"].numpy(), tensors["lengths"].numpy())
     lengths = tensors["lengths"].tolist()
     texts = tuple(ids.tolist() for ids in tensors["texts"].split(lengths)) if lengths else ()
     return View(
-        tensors["labelled"],
-        tensors["neutral"],
-        tensors["loss"].numpy(),
-        {n.removeprefix("places."): t for n, t in tensors.items() if n.startswith("places.")},
+        labelled,
+        neutral,
+        loss.numpy(),
+        places,
         texts,
         _words(tensors, lengths),
         0.0,
@@ -77,6 +98,9 @@ def _words(tensors: Mapping[str, Tensor], lengths: Sequence[int]) -> Words | Non
     if "words.ids" not in tensors:
         return None
     places = [length + 1 for length in lengths]  # each token, and what follows the last
+    shapes = {(*tensors[f"words.{name}"].shape,) for name in WORDS}
+    if len(shapes) > 1 or len(shape := shapes.pop()) != 2 or shape[0] != sum(places):
+        raise ValueError("next words of other shapes")
     return Words(*(tuple(tensors[f"words.{name}"].split(places)) for name in WORDS))
 
 

@@ -21,7 +21,7 @@ class Amounts:
     stories: int = 8  # with the emotion, in each split; as many that have others
     transcripts: int = 8
     deflections: int = 6  # of both splits
-    urgency: int = 12  # crises, and as many near misses
+    urgency: int = 20  # crises, and as many near misses
     neutral: int = 16
     prompts: int = 24
     response_tokens: int = 24

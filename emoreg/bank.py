@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from emoreg.errors import BankError
+from emoreg.files import parse_json
+from emoreg.knobs import finite
 
 KINDS = ("story", "transcript", "deflection", "neutral", "urgency")
 SPLITS = ("fit", "held-out")
@@ -76,10 +78,12 @@ class Dosage:
         problems = []
         if self.rises not in ("fear", "relief"):
             problems.append(f"rises {self.rises!r} is neither fear nor relief")
-        if "{x}" not in self.template:
+        if not isinstance(self.id, str):
+            problems.append(f"the id is {self.id!r:.99}, wanted a text")
+        if not isinstance(self.template, str) or "{x}" not in self.template:
             problems.append("the template lacks {x}")
-        if not all(isinstance(v, int | float) for v in self.values):
-            problems.append("values are numbers")
+        if not all(map(finite, self.values)):
+            problems.append("values are finite numbers")
         elif len(self.values) < SWEPT or list(self.values) != sorted(set(self.values)):
             problems.append(f"wanted at least {SWEPT} ascending values")
         if problems:
@@ -109,7 +113,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as e:
             raise BankError(f"{where}: {e}. Wanted one JSON object a line.") from e
         if not isinstance(row, dict):
@@ -139,7 +143,7 @@ def load_bank(path: str | Path = OWN_BANK) -> list[Text]:
         for where, row in read_lines(file):
             try:
                 row["messages"] = tuple(row.get("messages") or ())
-                text = Text(**{"where": where, **row})
+                text = Text(where=where, **row)
             except (ValueError, TypeError, AttributeError) as e:
                 raise BankError(f"{where}: {e}. Wanted JSON with some of {wanted}.") from e
             if text.id and seen.setdefault(text.id, where) != where:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from emoreg import alerts
 from emoreg.alerts import Alert
 from emoreg.errors import ConfigError
-from emoreg.knobs import counts, knob, non_negative, weights
+from emoreg.knobs import counts, knob, non_negative, told, weights
 from emoreg.schedule import SCHEDULES
 from emoreg.tokens import SCOPES, SIDES
 
@@ -35,6 +35,12 @@ NUMBERS = (
     "emoreg_keep", "emoreg_margin", "emoreg_kl", "emoreg_target_rate", "emoreg_target_ceiling",
     "emoreg_target_utility",
 )  # fmt: skip
+
+PATHS = ("emoreg_vectors", "emoreg_bank", "emoreg_drift_prompts")
+
+
+def _listed(value: Any, kind: Callable[[Any], bool] = lambda x: isinstance(x, str)) -> bool:
+    return isinstance(value, list | tuple) and all(map(kind, value))
 
 
 @dataclass
@@ -177,41 +183,50 @@ class EmoRegConfig:
         yield from self._numbers()
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                yield f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                yield f"{name} must be one of {', '.join(allowed)}, got {told(getattr(self, name))}"
         for name, known in (("emoreg_scope", SCOPES), ("emoreg_sides", SIDES)):
             value = getattr(self, name)
             optional = value is None and name == "emoreg_sides"
-            if not optional and (not value or set(value) - set(known)):
-                yield f"{name} must name some of {', '.join(known)}, got {value}"
-        yield from self._counts()
-        yield from self._together()
+            if not optional and not (value and _listed(value) and {*value} <= {*known}):
+                yield f"{name} must name some of {', '.join(known)}, got {told(value)}"
+        for part in (self._counts, self._together, self._names):
+            yield from part()
         yield from (f"emoreg_alerts: {problem}" for problem in alerts.check(self.emoreg_alerts))
+
+    def _names(self) -> Iterator[str]:
         blocks = self.emoreg_blocks
-        if blocks is not None and not (blocks and all(map(counts, blocks))):
-            yield f"emoreg_blocks must list decoder blocks, counted from 0, got {blocks}"
+        if blocks is not None and not (_listed(blocks, counts) and blocks):
+            yield f"emoreg_blocks must list decoder blocks, counted from 0, got {told(blocks)}"
+        if self.emoreg_facets is not None and not _listed(self.emoreg_facets):
+            yield f"emoreg_facets must list names, got {told(self.emoreg_facets)}"
+        for name in PATHS:
+            if not isinstance(getattr(self, name), str | None):
+                yield f"{name} must be a path or a name, got {told(getattr(self, name))}"
+        if not isinstance(self.emoreg_check_name, bool):
+            yield f"emoreg_check_name is true or false, got {told(self.emoreg_check_name)}"
 
     def _counts(self) -> Iterator[str]:
         for name in COUNTS:
             value = getattr(self, name)
             if not counts(value) and not (value is None and name in OPTIONAL):
-                yield f"{name} must be a whole number >= 0, got {value!r}"
+                yield f"{name} must be a whole number >= 0, got {told(value)}"
         for name in POSITIVE:
             if not counts(getattr(self, name)) or not getattr(self, name):
-                yield f"{name} must be a whole number >= 1, got {getattr(self, name)!r}"
+                yield f"{name} must be a whole number >= 1, got {told(getattr(self, name))}"
 
     def _numbers(self) -> Iterator[str]:
         for name in NUMBERS:
             if not non_negative(getattr(self, name)):
-                yield f"{name} must be a finite number >= 0, got {getattr(self, name)!r}"
+                yield f"{name} must be a finite number >= 0, got {told(getattr(self, name))}"
         if not (non_negative(self.emoreg_warmup) and self.emoreg_warmup <= 1):
-            yield f"emoreg_warmup is a share in [0, 1], got {self.emoreg_warmup!r}"
+            yield f"emoreg_warmup is a share in [0, 1], got {told(self.emoreg_warmup)}"
 
     def _together(self) -> Iterator[str]:
         """What does not go together."""
         refits, method = self.emoreg_refit_steps, self.emoreg_method
         target = self.emoreg_target
         if target is not None and not non_negative(target):
-            yield f"emoreg_target must be a finite number >= 0, got {target!r}"
+            yield f"emoreg_target must be a finite number >= 0, got {told(target)}"
         if method not in CHOICES["emoreg_method"][1:]:
             return
         only = {

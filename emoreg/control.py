@@ -21,7 +21,7 @@ from transformers import Trainer
 from emoreg.bank import OWN_BANK, Text, choose, load_bank
 from emoreg.base import base_model, check_base
 from emoreg.errors import ConfigError
-from emoreg.files import write_atomic
+from emoreg.files import parse_json, write_atomic
 from emoreg.host import model_of
 from emoreg.kl import KLAnchor
 from emoreg.processes import first_process
@@ -45,7 +45,8 @@ class Control:
 
     Raises:
         BankError: The bank cannot be read, or has too few texts.
-        ConfigError: A refit or the KL anchor is asked for, and there is no base.
+        ConfigError: A refit or the KL anchor is asked for, and there is no base, or the anchor's
+            forward cannot run beside the trainer's.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class Control:
         if self.refits or self.anchors:
             check_base(trainer)
             self._texts = load_bank(self.config.emoreg_bank or OWN_BANK) if texts is None else texts
+        if self.anchors:
+            _check_alone_in_backward(trainer)
         self._kl = self._anchor() if self.anchors else None
         self._divergences: list[Tensor] = []  # of the step under way
         self._task_loss: Tensor | None = None
@@ -219,19 +222,45 @@ class Control:
                 "checkpoint that this version of emoreg saved, or start at step 0."
             )
         step, own = self.trainer.state.global_step, tensors.get("step")
-        if own is None or int(own) != step:
+        own = None if own is None or own.numel() != 1 or own.dtype != torch.long else int(own)
+        if own != step:
             raise ConfigError(
-                f"{path} is of step {None if own is None else int(own)}, and training resumes at "
-                f"step {step}: it is another checkpoint's. Resume from a whole checkpoint, or "
-                "start at step 0."
+                f"{path} is of step {own}, and training resumes at step {step}: it is another "
+                "checkpoint's. Resume from a whole checkpoint, or start at step 0."
             )
-        self._resume(tensors, metadata)
+        try:
+            self._resume(tensors, metadata)
+        except (KeyError, ValueError) as e:
+            if isinstance(e, ConfigError):
+                raise
+            raise ConfigError(
+                f"{path} is damaged: it lacks {e} or has it in another form. Resume from a whole "
+                "checkpoint, or start at step 0."
+            ) from e
 
     def _resume(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         if self._dual is not None:
-            self._dual.restore(json.loads(metadata["dual"]) or {})
+            self._dual.restore(parse_json(metadata["dual"]) or {})
             self.terms.weights = self._dual.weights
         if self._refitter is not None:
             self._refitter.prepare(base_model(self.trainer))
             self._refitter.restore(tensors, metadata["refit"])
             self.terms.extend(self._refitter.facets())
+
+
+def _check_alone_in_backward(trainer: Trainer) -> None:
+    """Check that data parallel can take a second forward within one loss.
+
+    Raises:
+        ConfigError: Re-entrant checkpointing runs a backward of its own for each block, after which
+            data parallel takes a parameter's gradient for whole.
+    """
+    args = trainer.args
+    given: Any = args.gradient_checkpointing_kwargs or {}
+    reentrant = bool(given.get("use_reentrant"))
+    if args.gradient_checkpointing and reentrant and trainer.accelerator.num_processes > 1:
+        raise ConfigError(
+            "emoreg_kl runs the model once more in each loss, which re-entrant gradient "
+            "checkpointing does not allow in several processes. Set "
+            "gradient_checkpointing_kwargs: {use_reentrant: false}, or leave emoreg_kl out."
+        )

@@ -1,12 +1,16 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, and read JSON that anyone may have written."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import mkstemp
+from typing import Any
+
+DEEPEST = 64  # levels of lists and objects in JSON that is read
 
 
 def write_atomic(path: Path, data: bytes | str) -> Path:
@@ -39,3 +43,35 @@ def write_together(files: Mapping[Path, bytes | str]) -> None:
             written.append((name, path))
         for name, path in written:
             os.replace(name, path)
+
+
+def parse_json(text: str, halves: bool = False) -> Any:
+    """JSON from outside.
+
+    Args:
+        text: Of any origin.
+        halves: Whether halves of characters, which no file can hold, are let be.
+
+    Raises:
+        ValueError: It is no JSON, is nested deeper than `DEEPEST`, or holds half a character.
+    """
+    deep = f"lists and objects are nested deeper than {DEEPEST} levels"
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError(deep) from None
+    if text.count("[") + text.count("{") > DEEPEST and _is_deep(found):
+        raise ValueError(deep)
+    if not halves and ("\\ud" in text or "\\uD" in text):
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        lists = [
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
+        ]
+        level = [inner for outer in lists for inner in outer]
+    return bool(level)

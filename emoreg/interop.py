@@ -15,6 +15,7 @@ None of the three holds `mu` and sigma, so what comes back is calibrated on neut
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,7 @@ from emoreg.vectors import EmotionVectors
 ARCHITECTURE = "controlvector"
 _USUAL = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 BROKEN = (*_USUAL, pickle.UnpicklingError, struct.error)  # what torch raises for a damaged file
+NAME = re.compile(r"direction\.([0-9]{1,6})")
 Directions = Mapping[int, Tensor]  # block -> (width,)
 
 
@@ -107,17 +109,30 @@ def read_gguf(path: Path) -> dict[int, Tensor]:
     """
     gguf = _gguf()
     try:
-        held = gguf.GGUFReader(str(path))
-        named = {str(t.name): torch.tensor(t.data).float().flatten() for t in held.tensors}
-    except (OSError, ValueError, LookupError, TypeError) as e:
+        held = _bounded(gguf)(str(path)).tensors
+        named = {str(t.name): torch.tensor(t.data) for t in held}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, ArithmeticError) as e:
         raise VectorFileError(f"{path} cannot be read as GGUF: {e}.") from e
-    try:
-        return {int(name.removeprefix("direction.")): t for name, t in sorted(named.items())}
-    except ValueError as e:
+    rows = {int(n[1]): t for name, t in named.items() if (n := NAME.fullmatch(name))}
+    if not rows or len(rows) < len(named) or not all(t.is_floating_point() for t in rows.values()):
         raise VectorFileError(
-            f"{path} is no control vector: it holds {', '.join(list(named)[:3])}; wanted "
-            "direction.1, direction.2, …"
-        ) from e
+            f"{path} is no control vector: it holds {', '.join(list(named)[:3])[:99] or 'nothing'}"
+            "; wanted direction.1, direction.2, …, in floating point, not quantised."
+        )
+    return {block: t.float().flatten() for block, t in sorted(rows.items())}
+
+
+def _bounded(gguf: Any) -> Any:
+    """GGUF's reader, which ends where the file does: a list in it may claim to be endless."""
+
+    class Bounded(gguf.GGUFReader):  # type: ignore[misc]
+        def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **more: Any) -> Any:
+            found = super()._get(offset, dtype, count, *rest, **more)
+            if len(found) < count:
+                raise ValueError(f"it ends before {count} values at byte {offset}")
+            return found
+
+    return Bounded
 
 
 def _gguf() -> Any:
@@ -166,6 +181,16 @@ def read_persona(path: Path) -> dict[int, Tensor]:
     if not isinstance(whole, Tensor) or whole.dim() != 2 or len(whole) < 2:
         shape = tuple(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__
         raise VectorFileError(f"{path} holds {shape}; wanted a tensor of (blocks + 1, width).")
+    held = whole.layout == torch.strided and whole.device.type == "cpu"
+    if (
+        not held
+        or not whole.is_floating_point()
+        or whole.untyped_storage().nbytes() < whole.numel() * whole.itemsize
+    ):
+        raise VectorFileError(
+            f"{path} holds {whole.dtype}, {whole.layout}, stretched or without data; wanted "
+            "floating point, every value of it in the file."
+        )
     rows = {b: row for b, row in enumerate(whole[1:].float()) if bool(row.any())}
     if not rows:
         raise VectorFileError(f"{path} holds zeros alone; wanted a direction in some row.")

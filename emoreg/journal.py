@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from emoreg.errors import ReportError
+from emoreg.files import parse_json
 
 FILE = "emoreg.jsonl"
 Event = Mapping[str, Any]
@@ -60,6 +61,7 @@ class Run:
     def add(self, event: Event) -> None:
         """Take in one event; unknown kinds, of a later version, are passed over."""
         kind, fields = event["event"], {k: v for k, v in event.items() if k != "event"}
+        int(fields["step"])  # of every event; what is none is refused here
         if kind == "run":
             self._restart(int(fields["step"]))
             self.header = fields
@@ -115,8 +117,8 @@ class Run:
             if not line.strip():
                 continue
             try:
-                run.add(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as e:
+                run.add(parse_json(line, halves=True))
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
                 if number == len(lines):
                     break  # the run was killed while it wrote
                 raise ReportError(

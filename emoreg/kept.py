@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from emoreg.files import write_atomic
+from emoreg.files import parse_json, write_atomic
 from emoreg.snapshot import Snapshot
 
 FORMAT = "emoreg-readings-1"
@@ -66,13 +66,16 @@ def read(path: Path, about: Mapping[str, Any]) -> dict[str, Snapshot]:
             tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise
-    except (OSError, SafetensorError, ValueError) as e:
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as e:
         raise NotThese(f"it is damaged or cannot be read: {e}") from e
     if metadata.get("format") != FORMAT:
         raise NotThese(f"its format is {metadata.get('format')!r}, wanted {FORMAT!r}")
     if metadata.get("digest") != _digest(tensors):
         raise NotThese("it is damaged: its contents are not those that were written")
-    found = json.loads(metadata["about"])
+    try:
+        found = dict(parse_json(metadata["about"]))
+    except (KeyError, TypeError, ValueError) as e:
+        raise NotThese(f"it is damaged: it does not say what it is of ({e!r})") from e
     wanted = json.loads(json.dumps(about))
     unlike = sorted(k for k in wanted if found.get(k) != wanted[k])
     if unlike:
@@ -82,12 +85,15 @@ def read(path: Path, about: Mapping[str, Any]) -> dict[str, Snapshot]:
             unlike,
         )
     names = dict.fromkeys(name.split("/")[0] for name in tensors)
-    return {
-        n: Snapshot.of(
-            {k.removeprefix(f"{n}/"): t for k, t in tensors.items() if k.startswith(f"{n}/")}
-        )
-        for n in names
-    }
+    try:
+        return {
+            n: Snapshot.of(
+                {k.removeprefix(f"{n}/"): t for k, t in tensors.items() if k.startswith(f"{n}/")}
+            )
+            for n in names
+        }
+    except (KeyError, ValueError) as e:
+        raise NotThese(f"it is damaged: it lacks {e} or has it in another form") from e
 
 
 def digest(snapshot: Snapshot) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from emoreg.losses import readings
+
+UNIT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,34 @@ class Facet:
     def only(self, blocks: list[int]) -> Facet:
         """The same facet at some of its blocks, given by position."""
         return replace(self, directions=self.directions[:, blocks], sigma=self.sigma[:, blocks])
+
+    def problems(self, blocks: int, width: int) -> list[str]:
+        """What is wrong with it, if it is to be of so many blocks and of this width."""
+        if not all(isinstance(e, str) for e in self.emotions):
+            return [f"{self.name}: emotions are names, found {self.emotions!r:.99}"]
+        if len(set(self.emotions)) != len(self.emotions) or not self.emotions:
+            return [f"{self.name}: an emotion stands twice, or there is none"]
+        shape = (len(self.emotions), blocks, width)
+        found = (tuple(self.directions.shape), tuple(self.sigma.shape))
+        if found != (shape, shape[:2]):
+            return [f"{self.name}: shapes {found[0]}, {found[1]}; wanted {shape}"]
+        types = {self.directions.dtype, self.sigma.dtype}
+        if types != {torch.float32}:
+            return [f"{self.name}: {' and '.join(map(str, types))}; wanted torch.float32"]
+        return list(self._bad_values())
+
+    def _bad_values(self) -> Iterator[str]:
+        finite = self.directions.isfinite().flatten(1).all(1).tolist()
+        if not all(finite):
+            bad = [e for e, whole in zip(self.emotions, finite, strict=True) if not whole]
+            yield f"{self.name}: NaN or infinite directions for {', '.join(bad)}"
+            return
+        off = (self.directions.norm(dim=-1) - 1).abs()
+        if bool((off > UNIT_TOLERANCE).any()):
+            worst = f"{self.emotions[int(off.amax(1).argmax())]} is off by {off.max():.3g}"
+            yield f"{self.name}: directions are not of unit length ({worst})"
+        if not bool((self.sigma.isfinite() & (self.sigma > 0)).all()):
+            yield f"{self.name}: sigma must be positive and finite"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from emoreg.bank import OWN_BANK
 from emoreg.encode import encode_prompt
 from emoreg.errors import BankError
+from emoreg.files import parse_json
 
 OWN_PROMPTS = OWN_BANK / "drift.jsonl"
 log = logging.getLogger(__name__)
@@ -48,9 +49,12 @@ def load_prompts(path: str | Path | None = None) -> list[Prompt]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-            prompts.append(Prompt(str(row.get("kind", "neutral")), _checked(messages)))
+            kind = row.get("kind", "neutral")
+            if not isinstance(kind, str):
+                raise ValueError(f"kind is {kind!r:.99}, wanted a text")
+            prompts.append(Prompt(kind, _checked(messages)))
         except (ValueError, KeyError, AttributeError) as e:
             raise BankError(
                 f"{path}, line {number}: {e!r}. "

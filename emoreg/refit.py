@@ -18,28 +18,27 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
+from emoreg import refits
 from emoreg.bank import Text, choose
 from emoreg.encode import Encoded, encode, encode_prompt
 from emoreg.errors import BankError, ConfigError
-from emoreg.extract import Choices, centred
+from emoreg.extract import Choices
+from emoreg.files import parse_json
 from emoreg.identity import context_length
+from emoreg.knobs import told as quoted
 from emoreg.moments import Scatter
 from emoreg.probe import Facet, Probe
 from emoreg.processes import shared
-from emoreg.refits import auroc, halves
+from emoreg.refits import auroc_along, auroc_beyond, bar, beyond
 from emoreg.responses import answers, can_answer
 from emoreg.samples import Sample
 from emoreg.sweep import Acts, means, sweep, text_means
 
 LEAST_TEXTS = 4  # of a state
 NEUTRAL_TOKENS = 2048  # of the base, kept for the scale of directions to come
-NEW = 0.2  # of a direction's length that earlier facets lack: less is what they read already
-USEFUL = 0.6  # AUROC: a facet that tells less of the state is noise
 BATCH_TOKENS = 8192
 log = logging.getLogger(__name__)
 
@@ -174,10 +173,12 @@ class Refitter:
 
         Raises:
             ConfigError: It is of other emotions or blocks, or of a model of another width.
+            KeyError: A tensor is missing.
+            ValueError: The text or the tensors are not of the kind that `state` gives.
         """
         rows = [
             Row(name, emotion, tensors[f"{i}.direction"], tensors[f"{i}.sigma"])
-            for i, (name, emotion) in enumerate(json.loads(names))
+            for i, (name, emotion) in enumerate(_named(names))
         ]
         shape = (len(self.probe.blocks), self.probe.mu.shape[-1])
         for row in rows:
@@ -187,6 +188,10 @@ class Refitter:
                     f"this run fits {', '.join(self.emotions)} with {shape} blocks and width. "
                     "Resume with the vectors, emotions and blocks of the run that saved it."
                 )
+            values = torch.cat([row.direction.flatten(), row.sigma.flatten()])
+            sound = values.dtype == torch.float32 and bool(values.isfinite().all())
+            if not sound or row.sigma.shape != shape[:1] or not bool((row.sigma > 0).all()):
+                raise ValueError(f"values that are no directions with scales, of {row.emotion}")
         self.rows = rows
 
     def _ranked(self, emotion: str, samples: Mapping[str, Sample]) -> tuple[list[Row], float]:
@@ -197,22 +202,24 @@ class Refitter:
         best, found = 0.0, [(row, self._told(row.direction, emotion, samples)) for row in kept]
         earlier = torch.cat([own, *(row.direction[None] for row in kept)])
         for name, sample in samples.items():
-            direction, share = _direction(sample, emotion, self._neutral.noise, earlier)
-            told = _beyond(sample, emotion, self._neutral.noise, earlier) if share >= NEW else 0.0
+            direction, share = beyond(sample, emotion, self._neutral.noise, earlier)
+            told = 0.0
+            if share >= refits.NEW:
+                told = auroc_beyond(sample, emotion, self._neutral.noise, earlier)
             best = max(best, told)
-            if told >= _bar(sample, emotion):
+            if told >= bar(sample, emotion):
                 sigma = torch.einsum("tbw,bw->tb", self._neutral.tokens, direction).std(0)
                 sigma[~direction.any(-1)] = 1.0
                 found.append((Row(name, emotion, direction, sigma), told))
                 earlier = torch.cat([earlier, direction[None]])
         room = max(self.most - len(own), 0)
         useful = sorted(found, key=lambda pair: -pair[1])[:room]
-        held = {id(row) for row, told in useful if told >= USEFUL}
+        held = {id(row) for row, told in useful if told >= refits.USEFUL}
         return [row for row, _ in found if id(row) in held], best
 
     def _told(self, direction: Tensor, emotion: str, samples: Mapping[str, Sample]) -> float:
         """How well a facet tells the state on the current model, wherever it does best."""
-        return max(_auroc(sample, direction, emotion) for sample in samples.values())
+        return max(auroc_along(sample, direction, emotion) for sample in samples.values())
 
     def _of_base(self, model: nn.Module) -> Neutral:
         texts = encode(self.tokenizer, self._neutral_texts, 1, context_length(model))
@@ -261,70 +268,6 @@ class Refitter:
         )
 
 
-def _direction(
-    sample: Sample, emotion: str, noise: Sequence[Tensor], earlier: Tensor
-) -> tuple[Tensor, float]:
-    """The emotion's direction by the recipe of extraction, without its earlier facets.
-
-    Args:
-        sample: Texts of several states.
-        emotion: One of them.
-        noise: At each block orthonormal rows, (components, width).
-        earlier: Orthonormal at each block, (facets, blocks, width).
-
-    Returns:
-        Unit length, (blocks, width), 0 at a block of which less than `NEW` is left, and the share
-        of the direction's length that is left at the block of most.
-    """
-    names = sorted(set(sample.labels))
-    at = torch.tensor([names.index(x) for x in sample.labels])
-    averages = torch.stack([sample.acts[at == i].mean(0) for i in range(len(names))])
-    whole = row = centred(averages, noise)[names.index(emotion)]
-    for _ in range(2):  # once more: rounding leaves a little along what was near
-        along = torch.einsum("bw,fbw->fb", row, earlier)
-        row = row - torch.einsum("fb,fbw->bw", along, earlier)
-    share = row.norm(dim=-1) / whole.norm(dim=-1).clamp(min=1e-12)
-    return normalize(row, dim=-1) * (share >= NEW).unsqueeze(-1), float(share.max())
-
-
-def _beyond(sample: Sample, emotion: str, noise: Sequence[Tensor], earlier: Tensor) -> float:
-    """AUROC of what is new of an emotion, fitted on one half of the topics, read on the other."""
-    first = halves(sample.topics, np.random.default_rng(0))
-    scores = []
-    for half in (first, ~first):
-        ins, outs = (
-            Sample(tuple(sample.texts[i] for i in at), sample.acts[at])
-            for at in (np.flatnonzero(half).tolist(), np.flatnonzero(~half).tolist())
-        )
-        if emotion not in ins.labels or len(set(outs.labels)) < 2 or emotion not in outs.labels:
-            return 0.0
-        direction, _ = _direction(ins, emotion, noise, earlier)
-        scores.append(_auroc(outs, direction, emotion))
-    return float(np.mean(scores))
-
-
-def _bar(sample: Sample, emotion: str) -> float:
-    """AUROC that a new direction needs: two standard errors more than noise has by chance.
-
-    Those of a mean over two halves are those of the whole (Hanley and McNeil 1982, Radiology 143).
-    """
-    own = sample.labels.count(emotion)
-    pairs = own * (len(sample.labels) - own)
-    chance = ((len(sample.labels) + 2) / (12 * max(pairs, 1))) ** 0.5
-    return max(USEFUL, 0.5 + 2 * chance)
-
-
-def _auroc(sample: Sample, direction: Tensor, emotion: str) -> float:
-    """AUROC of the projection on a direction, standardised at each block, mean over blocks.
-
-    One half where there is nothing to tell apart.
-    """
-    if set(sample.labels) <= {emotion} or emotion not in sample.labels:
-        return 0.5
-    along = torch.einsum("tbw,bw->tb", sample.acts, direction)
-    return auroc((along / along.std(0).clamp(min=1e-12)).mean(1), sample.labels, emotion)
-
-
 def _asked(text: Text) -> Sequence[dict[str, str]]:
     """A conversation up to the assistant's last turn."""
     return text.messages[:-1] if text.messages[-1]["role"] == "assistant" else text.messages
@@ -345,3 +288,12 @@ def _some(texts: Sequence[Text], number: int) -> list[Text]:
 def _spaced(positions: Sequence[int], number: int) -> Sequence[int]:
     """At most so many of the positions, evenly spaced."""
     return positions[:: max(1, -(-len(positions) // number))]
+
+
+def _named(names: str) -> list[list[str]]:
+    """The name and the emotion of each row, from what `Refitter.state` gave."""
+    found: Any = parse_json(names)
+    rows = found if isinstance(found, list) else [None]
+    if not all(isinstance(r, list) and [type(x) for x in r] == [str, str] for r in rows):
+        raise ValueError(f"{quoted(found)} where pairs of a name and an emotion are wanted")
+    return rows

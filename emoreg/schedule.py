@@ -7,6 +7,7 @@ from math import isfinite, nan
 from typing import Any
 
 from emoreg.errors import ConfigError
+from emoreg.knobs import finite, non_negative, told
 
 SCHEDULES = ("constant", "linear")
 HALF_LIFE = 10  # steps after which a task loss weighs half in the mean
@@ -150,15 +151,24 @@ class Dual:
             ConfigError: It is not a state, or one of other emotions.
         """
         own = self.state()
-        for kind, wanted, found in (
-            ("keys", own, state),
-            ("emotions", own["weights"], state.get("weights", {})),
-        ):
+        weights = state.get("weights") if isinstance(state, Mapping) else None
+        if not isinstance(weights, Mapping):
+            raise ConfigError(
+                f"The saved state of the weights is {told(state)}, wanted an object with "
+                f"{', '.join(own)}. Resume from a checkpoint that is whole."
+            )
+        for kind, wanted, found in (("keys", own, state), ("emotions", own["weights"], weights)):
             if set(wanted) != set(found):
                 raise ConfigError(
                     f"The saved state of the weights has the {kind} {sorted(found)}, wanted "
                     f"{sorted(wanted)}. Resume with the emotions of the run that saved it."
                 )
+        numbers = (*weights.values(), state["losses"], state["lowest"] or 0)
+        if not (all(map(non_negative, numbers)) and finite(state["sum"])):
+            raise ConfigError(
+                f"The saved state of the weights is {told(state)}, wanted finite numbers. Resume "
+                "from a checkpoint that is whole."
+            )
         self._weights = {e: float(state["weights"][e]) for e in own["weights"]}
         self._losses, self._sum = int(state["losses"]), float(state["sum"])
         self._lowest = state["lowest"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from emoreg.errors import ConfigError
@@ -13,9 +14,9 @@ OWN = ("emoreg/", "recipes/", "vectors/", "accelerate_configs/")
 
 def located(name: str) -> str:
     """A path that exists from here, else emoreg's own of that name, else the name: a hub's."""
-    if not Path(name).exists() and name.startswith(OWN):
+    if not os.path.exists(name) and name.startswith(OWN):
         for root in (PACKAGE / WHEEL, PACKAGE.parent):
-            if (root / name).exists():
+            if os.path.exists(root / name):
                 return str(root / name)
     return name
 

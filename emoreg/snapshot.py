@@ -58,16 +58,41 @@ class Snapshot:
 
     @classmethod
     def of(cls, tensors: Mapping[str, NDArray[Any]]) -> Snapshot:
-        """The inverse of `tensors`."""
+        """The inverse of `tensors`.
+
+        Raises:
+            KeyError: One is missing.
+            ValueError: Shapes or types that `tensors` does not give.
+        """
         places = {
             name.removeprefix("places."): found
             for name, found in tensors.items()
             if name.startswith("places.")
         }
+        mean, length, ids = tensors["mean"], tensors["length"], tensors["texts"]
+        if length.ndim != 1 or mean.ndim != 2 or len(mean) != len(length):
+            raise ValueError(f"means of shapes {mean.shape} and {length.shape}")
+        shape, shapes = places["colon"].shape, {p.shape for p in places.values()}
+        if len(shape) != 3 or shape[1] != len(length) or len(shapes) > 1:
+            raise ValueError(f"readings of shapes {shapes}")
+        check_lengths(ids, tensors["lengths"])
         stops = np.cumsum(tensors["lengths"]).tolist()
-        flat: Ids = tensors["texts"].tolist()
+        flat: Ids = ids.tolist()
         texts = [flat[a:b] for a, b in zip([0, *stops[:-1]], stops, strict=True)] if stops else []
-        return cls(places, tensors["mean"], tensors["length"], tuple(texts))
+        return cls(places, mean, length, tuple(texts))
+
+
+def check_lengths(ids: NDArray[Any], lengths: NDArray[Any]) -> None:
+    """Check that token ids, (tokens,), are those of texts so long, (texts,).
+
+    Raises:
+        ValueError: They are not, or are no whole numbers from 0 on.
+    """
+    for name, found in (("ids", ids), ("lengths", lengths)):
+        if found.ndim != 1 or found.dtype != np.int64 or (found < 0).any():
+            raise ValueError(f"{name} of shape {found.shape} and type {found.dtype}")
+    if max(lengths, default=0) > len(ids) or int(lengths.sum()) != len(ids):
+        raise ValueError(f"{len(ids)} ids for texts of {int(lengths.sum())}")
 
 
 class Gauge:

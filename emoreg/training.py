@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import trl
 from datasets import Dataset, load_dataset
@@ -20,6 +20,7 @@ from trl.trainer.utils import get_peft_config, get_quantization_config
 from emoreg.callbacks import DriftCallback
 from emoreg.config import EmoRegConfig
 from emoreg.errors import ConfigError
+from emoreg.recipe_file import check_yaml
 from emoreg.regularizer import EmotionRegularizer
 from emoreg.shipped import located, recipe
 from emoreg.vectors import EmotionVectors
@@ -88,15 +89,25 @@ def parse(method: str, argv: Sequence[str] | None = None) -> Run:
     """
     script = GrpoArguments if method == "grpo" else Arguments
     kinds: Any = (script, _of_trl(method, "Config"), ModelConfig, EmoRegConfig)
-    parser = TrlParser(kinds)
+    parser, flags = _Parser(kinds), _with_path(argv)
     try:
-        run = Run(method, *parser.parse_args_and_config(_with_path(argv)))
+        if "--config" in flags[:-1]:
+            check_yaml(Path(flags[flags.index("--config") + 1]))
+        run = Run(method, *parser.parse_args_and_config(flags))
         _locate(run.emoreg)
         return run
     except ConfigError:
         raise
-    except ValueError as e:  # of TRL, about a key, and of its configurations, about a value
-        raise ConfigError(str(e)) from e
+    # Of TRL, about a key or the environment, and of its configurations, about a value.
+    except (ValueError, TypeError, OSError) as e:
+        raise ConfigError(str(e) or repr(e)) from e
+
+
+class _Parser(TrlParser):
+    """TRL's, which raises instead of leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. `emoreg train METHOD --help` lists the flags.")
 
 
 def _with_path(argv: Sequence[str] | None) -> list[str]:

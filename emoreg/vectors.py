@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from emoreg import hub
 from emoreg.blocks import find_backbone
-from emoreg.card import markdown
+from emoreg.card import brief, markdown
 from emoreg.errors import UnknownEmotionError, VectorFileError, VectorMismatchError
-from emoreg.files import write_together
+from emoreg.files import parse_json, write_together
 from emoreg.identity import identity
+from emoreg.knobs import counts
 from emoreg.probe import Facet, Probe
 
 FORMAT = "emoreg-vectors-1"
-UNIT_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,9 @@ class EmotionVectors:
         folder = Path(folder)
         card, data = _read(folder / "card.json"), _read(folder / "vectors.safetensors")
         try:
-            fields = json.loads(card)
+            fields = parse_json(card.decode("utf-8"))
             tensors = load_tensors(data)
-        except (ValueError, SafetensorError) as e:
+        except (ValueError, KeyError, SafetensorError) as e:
             raise VectorFileError(f"{folder} cannot be read as a vector set: {e}.") from e
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise VectorFileError(f"{folder / 'card.json'} is not a card of format {FORMAT!r}.")
@@ -205,9 +205,8 @@ class EmotionVectors:
                 for n, e in fields["facets"].items()
             )
             vectors = cls(facets, tuple(fields["blocks"]), tensors["mu"], fields)
-            tuple(vectors.suggested_blocks), dict(fields.get("model", {}))
-            str(vectors.caveat)
-        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            str(vectors.caveat), brief(fields), markdown(fields)
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as e:
             raise VectorFileError(f"{folder} lacks {e} or has it in another form.") from e
         vectors.verify(str(folder))
         if fields.get("sha256") != hashlib.sha256(data).hexdigest():
@@ -253,36 +252,26 @@ class EmotionVectors:
             VectorFileError: The message lists every problem.
         """
         problems = [] if self.facets else ["no facet"]
-        if self.mu.dim() != 2 or len(self.mu) != len(self.blocks) or not self.mu.isfinite().all():
-            problems.append(f"mu has shape {tuple(self.mu.shape)} or is not finite")
+        if not _ascending(self.blocks):
+            problems.append(f"blocks are {self.blocks!r:.99}; wanted ascending numbers from 0 on")
+        elif not (_ascending(self.suggested_blocks) and {*self.suggested_blocks} <= {*self.blocks}):
+            problems.append(f"suggested_blocks are {self.suggested_blocks!r:.99}; wanted some held")
+        shape = tuple(self.mu.shape)
+        if len(shape) != 2 or shape[0] != len(self.blocks) or not self.mu.isfinite().all():
+            problems.append(f"mu has shape {shape} or is not finite")
+        elif self.mu.dtype != torch.float32:
+            problems.append(f"mu is {self.mu.dtype}; wanted torch.float32")
         for f in self.facets:
-            problems += _problems(f, (len(self.blocks), *self.mu.shape[-1:]))
-            if missing := sorted(set(f.emotions) - set(self.emotions)):
-                problems.append(f"{f.name}: {', '.join(missing)} missing in the first facet")
+            wrong = f.problems(len(self.blocks), *shape[-1:] or (0,))
+            if not wrong and (missing := [e for e in f.emotions if e not in self.emotions]):
+                wrong = [f"{f.name}: {', '.join(missing)} missing in the first facet"]
+            problems += wrong
         if problems:
             raise VectorFileError(f"{where} is not usable:\n  - " + "\n  - ".join(problems))
 
 
-def _problems(f: Facet, size: tuple[int, ...]) -> list[str]:
-    shape, found = (len(f.emotions), *size), (tuple(f.directions.shape), tuple(f.sigma.shape))
-    if found != (shape, shape[:2]):
-        return [f"{f.name}: shapes {found[0]}, {found[1]}; wanted {shape}"]
-    if {f.directions.dtype, f.sigma.dtype} != {torch.float32}:
-        return [f"{f.name}: {f.directions.dtype} and {f.sigma.dtype}; wanted torch.float32"]
-    if len(set(f.emotions)) != len(f.emotions):
-        return [f"{f.name}: an emotion stands twice"]
-    finite = f.directions.isfinite().flatten(1).all(1).tolist()
-    if not all(finite):
-        bad = [e for e, whole in zip(f.emotions, finite, strict=True) if not whole]
-        return [f"{f.name}: NaN or infinite directions for {', '.join(bad)}"]
-    problems = []
-    off = (f.directions.norm(dim=-1) - 1).abs()
-    if bool((off > UNIT_TOLERANCE).any()):
-        worst = f"{f.emotions[int(off.amax(1).argmax())]} is off by {off.max():.3g}"
-        problems.append(f"{f.name}: directions are not of unit length ({worst})")
-    if not bool((f.sigma.isfinite() & (f.sigma > 0)).all()):
-        problems.append(f"{f.name}: sigma must be positive and finite")
-    return problems
+def _ascending(blocks: Sequence[Any]) -> bool:
+    return all(map(counts, blocks)) and list(blocks) == sorted(set(blocks)) and bool(blocks)
 
 
 def _read(path: Path) -> bytes:
