@@ -16,7 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from planted import Ground, Plant, make, plants, took
+from planted import make, plants, took
+from planted_ground import Ground, Plant
 from worlds import place
 
 from emoreg.audit import Auditor

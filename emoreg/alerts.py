@@ -195,7 +195,8 @@ def _read(value: Any) -> tuple[list[Alert], list[str]]:
 def _misfits(name: Any, knobs: Mapping[str, Any]) -> Iterator[str]:
     unknown = [k for k in knobs if k not in KNOBS]
     if unknown:
-        yield f"alert {told(name)}: unknown {told(unknown)}; known: {', '.join(KNOBS)}"
+        named = ", ".join(map(told, unknown))
+        yield f"alert {told(name)}: unknown {named}; known: {', '.join(KNOBS)}"
     if ("above" in knobs) == ("below" in knobs):
         yield f"alert {told(name)} needs `above` or `below`; for both give a list of two"
 

@@ -83,7 +83,7 @@ class Dosage:
         if not isinstance(self.template, str) or "{x}" not in self.template:
             problems.append("the template lacks {x}")
         if not all(map(finite, self.values)):
-            problems.append("values are finite numbers")
+            problems.append("values are numbers, none infinite")
         elif len(self.values) < SWEPT or list(self.values) != sorted(set(self.values)):
             problems.append(f"wanted at least {SWEPT} ascending values")
         if problems:

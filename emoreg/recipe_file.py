@@ -9,6 +9,7 @@ import yaml
 from emoreg.errors import ConfigError
 from emoreg.files import DEEPEST
 
+MISTAGGED = (TypeError, KeyError, IndexError, AttributeError)  # PyYAML, of `!!timestamp x`
 MOST_ALIASES = 20  # each may hold all those before it as often as it likes
 
 
@@ -32,9 +33,9 @@ def check_yaml(path: Path) -> None:
                     f"{MOST_ALIASES} aliases (*name). Write the recipe out."
                 )
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as e:
-        if isinstance(e, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, *MISTAGGED) as e:
         raise ConfigError(f"{path} cannot be read as a recipe: {e}. Wanted plain YAML.") from e
     odd = [key for key in keys if not isinstance(key, str)] if isinstance(keys, dict) else []
     if odd:

@@ -293,7 +293,7 @@ def _spaced(positions: Sequence[int], number: int) -> Sequence[int]:
 def _named(names: str) -> list[list[str]]:
     """The name and the emotion of each row, from what `Refitter.state` gave."""
     found: Any = parse_json(names)
-    rows = found if isinstance(found, list) else [None]
+    rows: list[Any] = found if isinstance(found, list) else [None]
     if not all(isinstance(r, list) and [type(x) for x in r] == [str, str] for r in rows):
         raise ValueError(f"{quoted(found)} where pairs of a name and an emotion are wanted")
     return rows

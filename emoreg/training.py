@@ -17,6 +17,7 @@ from trl.scripts.utils import ScriptArguments, TrlParser
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
+from emoreg.auditing import AuditCallback
 from emoreg.callbacks import DriftCallback
 from emoreg.config import EmoRegConfig
 from emoreg.errors import ConfigError
@@ -221,6 +222,7 @@ def function(name: str) -> Any:
 
 
 def add_callbacks(trainer: Trainer, vectors: EmotionVectors, config: EmoRegConfig) -> None:
-    """What emoreg adds to a trainer, in this order; an audit's callback belongs here."""
+    """What emoreg adds to a trainer, in this order."""
     trainer.add_callback(EmotionRegularizer(trainer, vectors, config))
     trainer.add_callback(DriftCallback.of(trainer, vectors, config))
+    trainer.add_callback(AuditCallback.of(trainer, vectors, config))

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fuzz_binary import BINARY
 from fuzz_harness import RAN, Bomb, Hang, Target, fuzz, judged
-from fuzz_targets import TARGETS
+from fuzz_text import TEXT
 from hypothesis import strategies as st
 
 from emoreg.errors import BankError
 
 CASES, SLOW_CASES = 35, 900
+TARGETS = TEXT | BINARY
 Each = pytest.mark.parametrize("name", TARGETS)
 
 
