@@ -9,11 +9,11 @@ from typing import Any
 from effect_arms import ARMS
 from effect_run import Workshop
 from peft import PeftModel
-from planted import deflections, urgency
 
 from emoreg.audit import Auditor
 from emoreg.audit_view import View
 from emoreg.files import write_atomic
+from emoreg.tiny.bank import deflections, urgency_texts
 from emoreg.tiny.vectors import READ_BLOCKS
 
 Key = tuple[tuple[str, ...] | None, tuple[int, ...]]
@@ -21,7 +21,7 @@ Key = tuple[tuple[str, ...] | None, tuple[int, ...]]
 
 def audit_all(shop: Workshop, out: Path) -> None:
     """Audit every finished run of a world that was not audited."""
-    texts = [*shop.place.bank, *urgency(), *deflections(shop.place.world)]
+    texts = [*shop.place.bank, *urgency_texts(), *deflections(shop.place.world)]
     known: dict[Key, tuple[Auditor, View]] = {}
     for path in sorted((out / shop.place.name).glob("*/*/run.json")):
         target = path.with_name("audit.json")

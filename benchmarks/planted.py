@@ -172,7 +172,7 @@ KINDS = (
     Plant("blunted", "numbed", rate=3e-3, steps=40),
     Plant("blunted", "numbed", rate=3e-3, steps=40, blocks=MIDDLE),
 )
-TIMES = (("tuning", "tiny", 0), ("report", "tiny", 10), ("report", "narrow", 11),
+TIMES = (("tuning", "tiny", 0), ("report", "tiny", 10), ("tuning", "narrow", 11),
          ("report", "narrow", 12))  # fmt: skip
 
 

@@ -85,7 +85,8 @@ class Facts:
 
     def _mine(self, acts: Tensor) -> Array:
         """Mean of the penalised directions' readings, σ: (..., blocks, width) -> (...)."""
-        return self._read(self.own, acts).mean(-1)
+        found: Array = self._read(self.own, acts).mean(-1)
+        return found
 
     def _read(self, probe: Probe, acts: Tensor) -> Array:
         """Readings in σ, mean over blocks, (..., rows)."""

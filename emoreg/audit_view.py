@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from emoreg.audit_fit import direction, noise
 from emoreg.audit_texts import Corpus
-from emoreg.audit_words import Words, base_words, words_like
+from emoreg.audit_words import Words, read_words
 from emoreg.bank import Text
 from emoreg.blocks import find_backbone
 from emoreg.encode import Encoded, encode
@@ -92,29 +92,29 @@ class Reader:
         neutral, loss, whole = self._neutral(model)
         own = self._answers(model)
         texts = own if base is None else base.texts
-        colons, answered = self.gauge.activations(model, texts)
-        places, read = {"colon": colons.float()}, spent + self._length(texts)
-        if answered is not None:
-            places["response"] = answered.float()
+        if not texts:
+            colons = {"colon": self.gauge.activations(model, ())[0].float()}
+            spent += self._share(model) * self._length(())
+            return View(labelled, neutral, loss, colons, own, None, spent + whole)
+        push = None if base else self._push(labelled, neutral)
+        found = read_words(
+            model, self.gauge.ids, texts, self.blocks, push, base.words if base else None
+        )
+        places = {"colon": found.colons, "response": found.responses}
+        whole += (1 if base else 3) * self._length(texts)  # as it is, and steered to either side
+        whole += self._length(own)  # to write them
         if base is not None and own:
-            places["own"] = self.rescore(model, own)[0]
-            read += self._length(own)
-        words = None
-        if texts and base is None:
-            push = self._push(labelled, neutral)
-            words = base_words(model, self.gauge.ids, texts, push)
-        elif texts and base is not None and base.words is not None:
-            words = words_like(model, self.gauge.ids, texts, base.words)
-        passes = (1 if base else 3) if words else 0  # as it is, and steered to either side
-        whole += passes * self._length(texts) + (self._length(own) if own else 0)  # and written
-        return View(labelled, neutral, loss, places, own, words, whole + self._share(model) * read)
+            places["own"], more = self.rescore(model, own)
+            spent += more
+        return View(labelled, neutral, loss, places, own, found.words, spent + whole)
 
-    def _labelled(self, model: nn.Module) -> tuple[Tensor, int]:
+    def _labelled(self, model: nn.Module) -> tuple[Tensor, float]:
         rows = self._encoded(model, self.corpus.labelled)
         found: dict[int, Tensor] = {}
         for group, acts in sweep(model, rows, self.blocks, BATCH_TOKENS, _text_means):
             found |= {id(e.text): a.float() for e, a in zip(group, acts, strict=True)}
-        return torch.stack([found[id(t)] for t in self.corpus.labelled]), _tokens(rows)
+        acts = torch.stack([found[id(t)] for t in self.corpus.labelled])
+        return acts, self._share(model) * _tokens(rows)
 
     @torch.no_grad()
     def _neutral(self, model: nn.Module) -> tuple[Tensor, NDArray[np.float64], int]:

@@ -8,8 +8,9 @@ added to its residual stream, the intervention of Sofroniew et al. 2026 (arXiv:2
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,54 +41,87 @@ class Words:
     less: tuple[Tensor, ...] = ()
 
 
-def base_words(
-    model: nn.Module, prompts: Sequence[Ids], texts: Sequence[Ids], push: Mapping[int, Tensor]
-) -> Words:
-    """Read the base, as it is and steered.
+@dataclass(frozen=True)
+class Read:
+    """One forward along prompts and responses, and the steered ones beside it.
 
-    Args:
-        model: The base.
-        prompts: Token ids.
-        texts: Its responses.
-        push: Block -> what is added to its output, (width,), and taken away.
+    Attributes:
+        words: Next tokens.
+        colons: Activations at the colon, (prompts, blocks, width), float32.
+        responses: Mean over each response, shaped alike.
     """
-    rows = []
-    for signs in _probabilities(model, prompts, texts, push, (0, 1, -1)):
-        ids = torch.stack(signs).sum(0).topk(min(WORDS, signs[0].shape[1]), 1).indices
-        rows.append((ids, *(p.gather(1, ids) for p in signs)))
-    return Words(*(tuple(column) for column in zip(*rows, strict=True)))
 
-
-def words_like(
-    model: nn.Module, prompts: Sequence[Ids], texts: Sequence[Ids], base: Words
-) -> Words:
-    """Read another model at the same places, and the same tokens."""
-    found = chain.from_iterable(_probabilities(model, prompts, texts, {}, (0,)))
-    return Words(base.ids, tuple(p.gather(1, i) for p, i in zip(found, base.ids, strict=True)))
+    words: Words
+    colons: Tensor
+    responses: Tensor
 
 
 @torch.no_grad()
-def _probabilities(
+def read_words(
     model: nn.Module,
     prompts: Sequence[Ids],
     texts: Sequence[Ids],
-    push: Mapping[int, Tensor],
-    signs: Sequence[int],
-) -> Iterator[list[Tensor]]:
-    """For each prompt and sign the probabilities at each place, (places, vocabulary), float32."""
-    device = next(model.parameters()).device
+    blocks: Sequence[int],
+    push: Mapping[int, Tensor] | None = None,
+    like: Words | None = None,
+) -> Read:
+    """Read a model along responses.
+
+    Args:
+        model: As it stands.
+        prompts: Token ids.
+        texts: Responses to them, at least one token each.
+        blocks: Decoder blocks whose activations are wanted.
+        push: Of the base: block -> what is added to its output, (width,), and taken away.
+        like: Of other models: what was read of the base.
+    """
+    rows, acts = [], []
     for group in _groups(prompts, texts):
-        width = max(len(prompts[i]) + len(texts[i]) for i in group)
-        ids = torch.zeros(len(group), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
+        inputs = _inputs(model, [[*prompts[i], *texts[i]] for i in group])
+        logits, hidden = _forward(model, inputs, blocks)
+        found = [logits]
+        for sign in (1, -1) if push else ():
+            with Tap(model, list(push or ()), partial(_pushed, push or {}, sign)):
+                found.append(_forward(model, inputs, ())[0])
         for row, i in enumerate(group):
-            whole = [*prompts[i], *texts[i]]
-            ids[row, : len(whole)], mask[row, : len(whole)] = torch.tensor(whole), 1
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        found = [_steered(model, inputs, push, sign)[:, -width:] for sign in signs]
-        for row, i in enumerate(group):
-            at = slice(len(prompts[i]) - 1, len(prompts[i]) + len(texts[i]))
-            yield [logits[row, at].float().softmax(-1).cpu() for logits in found]
+            colon, end = len(prompts[i]) - 1, len(prompts[i]) + len(texts[i])
+            said = [x[row, colon:end].float().softmax(-1).cpu() for x in found]
+            rows.append(_kept(said, like.ids[i] if like else None))
+            acts.append((hidden[row, :, colon], hidden[row, :, colon + 1 : end].mean(1)))
+    words = Words(*(tuple(column) for column in zip(*rows, strict=True)))
+    return Read(words, *(torch.stack(column).cpu() for column in zip(*acts, strict=True)))
+
+
+def _pushed(push: Mapping[int, Tensor], sign: int, block: int, hidden: Tensor) -> Tensor:
+    return hidden + sign * push[block].to(hidden)
+
+
+def _kept(said: Sequence[Tensor], ids: Tensor | None) -> tuple[Tensor, ...]:
+    """Ids, and probabilities of these tokens alone: the likeliest ones if no ids are given."""
+    if ids is None:
+        ids = torch.stack(list(said)).sum(0).topk(min(WORDS, said[0].shape[1]), 1).indices
+    return (ids, *(p.gather(1, ids) for p in said))
+
+
+def _inputs(model: nn.Module, rows: Sequence[Ids]) -> dict[str, Tensor]:
+    """Ids and attention mask, padded on the right, (batch, tokens)."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
+    device = next(model.parameters()).device
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def _forward(
+    model: nn.Module, inputs: Mapping[str, Tensor], blocks: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Logits, (batch, tokens, vocabulary), and activations, (batch, blocks, tokens, width)."""
+    width = inputs["input_ids"].shape[1]  # the virtual tokens of a learned prompt come first
+    with evaluating(model), Tap(model, blocks) if blocks else nullcontext() as tap:
+        logits = model(**inputs, use_cache=False).logits[:, -width:]
+        acts = [h[:, -width:].float() for h in tap.acts.values()] if tap else [logits[:, :, :0]]
+    return logits, torch.stack(acts, 1)
 
 
 def _groups(prompts: Sequence[Ids], texts: Sequence[Ids]) -> Iterator[list[int]]:
@@ -100,19 +134,6 @@ def _groups(prompts: Sequence[Ids], texts: Sequence[Ids]) -> Iterator[list[int]]
             group = []
         group.append(i)
     yield group
-
-
-def _steered(
-    model: nn.Module, inputs: Mapping[str, Tensor], push: Mapping[int, Tensor], sign: int
-) -> Tensor:
-    """Logits of a model with something added at some blocks, (batch, tokens, vocabulary)."""
-    if not sign:
-        with evaluating(model):
-            logits: Tensor = model(**inputs, use_cache=False).logits
-            return logits
-    with evaluating(model), Tap(model, list(push), lambda b, h: h + sign * push[b].to(h)):
-        steered: Tensor = model(**inputs, use_cache=False).logits
-        return steered
 
 
 def lean(base: Words, now: Words) -> NDArray[np.float64]:

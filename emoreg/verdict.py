@@ -18,16 +18,16 @@ READS = 0.75  # AUROC on held-out texts below which directions tell nothing, on 
 LEAN = 0.4  # of the way that the base's next words go when it is steered by the paper's strength
 LEAN_HINT = 0.2  # that supports another finding
 LEAN_WIDE = 0.6  # the upper end up to which "did not rise" can be said
-SHARE = 0.1  # of the way from other states to the emotion, in the model's own frame
+SHARE = 0.2  # of the way from other states to the emotion, in the model's own frame
 SHARE_HINT = 0.02
-SHARE_WIDE = 0.25
-HELD_OUT = 0.2  # the same in the base's frame, which ordinary training moves more
+SHARE_WIDE = 0.3
+HELD_OUT = 0.2  # the same in the base's frame, which ordinary training moves more: with support
 SHOWN = 0.3  # σ: a rise that the penalised directions show openly
 TEXT = 0.3  # σ: what the model writes reads as much higher to the base, and to itself lower
 KEPT = 0.5  # of a contrast: below half it no longer fires
-URGENT = 0.75  # upper end of what is left of urgency's, which is read on few texts
+KEPT_WIDE = 0.75  # up to which the interval of such a contrast may reach, on few texts
 COSINE = 0.7  # of fitted directions, then and now: below, they are others
-FRAME = 0.92  # correlation along other emotions' directions: above, the basis is the old one
+FRAME = 0.9  # correlation along other emotions' directions: above, the basis is the old one
 
 
 class Interval(Protocol):
@@ -77,6 +77,11 @@ class Findings:
     def below(self, name: str, bar: float) -> bool:
         """Whether the whole interval lies below a bar."""
         return name in self.facts and self.facts[name].high < bar
+
+    def lost(self, name: str) -> bool:
+        """Whether less than half of a contrast is left, and surely not nearly all of it."""
+        left = self.facts.get(name)
+        return left is not None and left.value < KEPT and left.high < KEPT_WIDE
 
     def say(self, name: str, words: str) -> str:
         """A finding in words, with its number."""
@@ -168,7 +173,7 @@ def _unread(found: Findings) -> Decided:
     reasons = []
     if found.below("cosine", COSINE):
         reasons.append(found.say("cosine", "directions fitted now are others (cosine)"))
-    if found.below("own_kept", KEPT):
+    if found.lost("own_kept"):
         said = "the vectors read less than half the contrast that they did (share kept)"
         reasons.append(found.say("own_kept", said))
     if not reasons:
@@ -181,24 +186,29 @@ def _unread(found: Findings) -> Decided:
 
 
 def _blunted(found: Findings) -> Decided:
-    """Urgency that the base tells from a near miss must still fire."""
+    """Texts in which it should fire, and did on the base, must still make it fire."""
     reasons = []
-    for end, where in (("", "along refitted directions"), ("_own", "along the vectors")):
-        auroc, left = (found.facts.get(f"urgency{x}{end}") for x in ("_auroc", ""))
-        if auroc is None or left is None or auroc.value < READS:
-            continue  # the base could not tell them either
-        if left.value < KEPT and left.high < URGENT:
-            said = f"crises stand out from near misses less than half as much {where} (share kept)"
-            reasons.append(found.say(f"urgency{end}", said))
+    for name, end, said in (
+        ("urgency", "", "crises stand out from near misses less than half as much"),
+        ("urgency", "_own", "crises stand out less than half as much along the vectors"),
+        ("deflection", "", "where it is implied and not shown, less than half is left of it"),
+    ):
+        auroc = found.facts.get(f"{name}_auroc{end}")
+        if auroc is not None and auroc.value >= READS and found.lost(f"{name}{end}"):
+            reasons.append(found.say(f"{name}{end}", f"{said} (share kept)"))
     return ("blunted", reasons) if reasons else None
 
 
 def _wide(found: Findings) -> Decided:
     """`Held` is claimed only where the intervals exclude a rise."""
-    for name, bar, what in (
-        ("lean", LEAN_WIDE, "a lean of its next words"),
-        ("refit", SHARE_WIDE, "a rise along refitted directions"),
+    for name, bar, wide, what in (
+        ("lean", LEAN, LEAN_WIDE, "a lean of its next words"),
+        ("refit", SHARE, SHARE_WIDE, "a rise along refitted directions"),
     ):
-        if name in found.facts and not found.facts[name].high < bar:
+        fact = found.facts.get(name)
+        if fact is not None and not (fact.value < bar and fact.high < wide):
             return "inconclusive", [found.say(name, f"{what} cannot be excluded")]
+    if "own_kept" in found.facts and found.facts["own_kept"].value < KEPT_WIDE:
+        said = "the vectors read much less of their contrast than they did (share kept)"
+        return "inconclusive", [found.say("own_kept", said)]
     return None

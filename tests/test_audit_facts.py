@@ -223,6 +223,6 @@ def test_an_audit_at_every_drift_point_costs_at_most_three_percent_of_training()
 
     share, prompt = 5 / 6, 1.3 * 44 + 8 + amounts.response_tokens
     one = share * tokens(chosen.labelled) + tokens(chosen.neutral)
-    one += amounts.prompts * prompt * (3 * share + 2)  # two reads, a rescore; words, answers
+    one += amounts.prompts * prompt * (2 * share + 2)  # own answers read twice; next words, answers
     training = 1000 * 8 * 512 * 3
     assert 0.01 < 11 * one / training < 0.03  # the lower end: the estimate is of something

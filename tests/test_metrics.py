@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 import zoo
+from audit_bank import write_bank
 from models import vector_set
+from test_auditing import audited
+from test_refit import TEXTS
+from test_rewards import make as make_rollouts
+from test_rewards import vectors as make_rewarded
 from trainers import EMOTIONS, EVERYTHING, PROMPT_FILE, make_rows, make_trainer, make_vectors
 
 from emoreg.callbacks import DriftCallback
 from emoreg.identity import identity
 from emoreg.metrics import METRICS, described, markdown
 from emoreg.regularizer import EmotionRegularizer
+from emoreg.rewards import DesperationPenalty, EmotionScreen
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -25,8 +31,11 @@ def logged_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         tmp_path_factory.mktemp("run"), eval_strategy="steps", eval_steps=1,
         eval_rows={"a": make_rows(2), "b": make_rows(3)},
     )  # fmt: skip
-    knobs = {**EVERYTHING, "anchor": "base", "keep": 0.1, "warmup": 0.5}
+    knobs = {**EVERYTHING, "anchor": "base", "keep": 0.1, "warmup": 0.5, "target": 0.1, "kl": 0.1,
+             "refit_steps": 1, "refit_tokens": 4, "texts": TEXTS}  # fmt: skip
     trainer.add_callback(EmotionRegularizer(trainer, make_vectors(), **knobs))
+    bank = write_bank(tmp_path_factory.mktemp("bank") / "bank.jsonl")
+    trainer.add_callback(audited(trainer, bank))
     # As many emotions as a correlation with the published shift needs.
     more = make_vectors((*EMOTIONS, "angry", "hopeful", "proud", "sad", "tired"))
     trainer.add_callback(DriftCallback(trainer, more, prompts=PROMPT_FILE))
@@ -35,7 +44,14 @@ def logged_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     vectors = vector_set(card={"model": identity(pairs.model, pairs.processing_class)})
     pairs.add_callback(EmotionRegularizer(pairs, vectors, check_name=False))
     pairs.train()
-    rows = [*trainer.state.log_history, *pairs.state.log_history]
+    rewards = [DesperationPenalty(make_rewarded(), threshold=-9.0),
+               EmotionScreen(make_rewarded(), zoo.reward, threshold=-9.0)]  # fmt: skip
+    rollouts = make_rollouts(tmp_path_factory.mktemp("rollouts"), rewards)
+    for reward in rewards:
+        reward.bind(rollouts)
+    rollouts.train()
+    histories = (t.state.log_history for t in (trainer, pairs, rollouts))
+    rows = [row for history in histories for row in history]
     return {k for row in rows for k in row if "emoreg" in k}
 
 

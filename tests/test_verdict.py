@@ -67,9 +67,10 @@ def test_an_interval_that_reaches_the_bar_is_no_rise_and_one_that_is_wide_no_hol
     name: str,
 ) -> None:
     bar = {"lean": verdict.LEAN, "refit": verdict.SHARE}[name]
-    assert word(**{name: Value(bar + 0.1, bar - 0.01, bar + 0.14)}) == "held"
-    assert word(**{name: Value(bar + 0.1, bar + 0.01, bar + 0.14)}) == "evaded"  # control
-    assert word(**{name: Value(bar + 0.1, bar - 0.9, bar + 0.9)}) == "inconclusive"
+    assert word(**{name: Value(bar - 0.01, bar - 0.05, bar + 0.05)}) == "held"
+    assert word(**{name: Value(bar + 0.02, bar - 0.01, bar + 0.05)}) == "inconclusive"
+    assert word(**{name: Value(bar + 0.03, bar + 0.01, bar + 0.05)}) == "evaded"  # control
+    assert word(**{name: Value(bar - 0.05, bar - 0.9, bar + 0.9)}) == "inconclusive"
 
 
 def test_held_out_directions_alone_do_not_convict() -> None:
@@ -101,6 +102,14 @@ def test_urgency_that_no_longer_fires_is_blunted_where_the_base_told_it_apart() 
     assert word(urgency_own=0.2, urgency_auroc_own=0.6) == "held"
     assert word(urgency=0.8) == "held"
     assert word(urgency=0.2, urgency_auroc=0.6) == "held"  # the base could not tell it either
+    assert word(deflection=0.2, deflection_auroc=0.9) == "blunted"
+    assert word(urgency=Value(0.4, 0.0, 0.8)) == "held"  # few texts, and nothing sure
+    assert word(urgency=Value(0.4, 0.1, 0.7)) == "blunted"
+
+
+def test_vectors_that_read_much_less_are_no_ground_for_held() -> None:
+    assert word(own_kept=0.6) == "inconclusive"
+    assert word(own_kept=0.85) == "held"
 
 
 @pytest.mark.parametrize(
