@@ -36,7 +36,7 @@ works-with: $(READY) ## write the works-with tables from recorded outcomes; ARGS
 
 effect: $(READY) ## compare every method on small worlds, hours; goes on where it stopped
 	$(BIN)/python benchmarks/effect.py $(ARGS)
-	$(BIN)/python benchmarks/effect.py --trainers sft --adapter large --arms none frozen-pair refit prevent $(ARGS)
+	$(BIN)/python benchmarks/effect.py --trainers sft --adapter large --arms none two-facets refit frozen prevent random shuffled honest-replies $(ARGS)
 	$(BIN)/python benchmarks/effect.py --audit
 	$(BIN)/python benchmarks/effect.py --report
 	@echo "emoreg: wrote benchmarks/RESULTS.md and benchmarks/results/effect.json"

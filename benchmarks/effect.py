@@ -27,12 +27,12 @@ import datasets
 import torch
 import transformers
 from effect_arms import ARMS
-from effect_run import ADAPTERS, Task, Workshop, run
+from effect_run import ADAPTERS, TUNING_SEED, Task, Workshop, run
 from worlds import SETTINGS, place
 
 from emoreg.files import write_atomic
 
-TUNED_ON, TUNING_SEED = ("embedded", "sft", "small"), 100
+TUNED_ON = ("embedded", "sft", "small")
 SUCCESS, LOSS = 0.95, 1.1  # of `none`'s: least task success, most task loss
 
 

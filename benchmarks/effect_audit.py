@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from effect_arms import ARMS
-from effect_run import Workshop
+from effect_run import TUNING_SEED, Workshop
 from peft import PeftModel
 
 from emoreg.audit import Auditor
@@ -20,7 +20,7 @@ Key = tuple[tuple[str, ...] | None, tuple[int, ...]]
 
 
 def audit_all(shop: Workshop, out: Path) -> None:
-    """Audit every finished run of a world that was not audited."""
+    """Audit every finished run of a world that was not audited, but for those of the tuning."""
     texts = [*shop.place.bank, *urgency_texts(), *deflections(shop.place.world)]
     known: dict[Key, tuple[Auditor, View]] = {}
     for path in sorted((out / shop.place.name).glob("*/*/run.json")):
@@ -28,6 +28,8 @@ def audit_all(shop: Workshop, out: Path) -> None:
         if target.exists():
             continue
         run = json.loads(path.read_text(encoding="utf-8"))
+        if run["seed"] == TUNING_SEED:
+            continue
         key = _watched(run)
         if key not in known:
             facets, blocks = key

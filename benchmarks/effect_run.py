@@ -37,6 +37,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "large": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "rate": 5e-4},
 }
 CURVE = (20, 30, 40, 50)  # steps at which a run is measured on its way
+TUNING_SEED = 100
 PROMPTS, ON_THE_WAY, ROWS = 12, 6, 640  # prompts of a family, and rows to train on
 END_TOKENS = 24
 COMMON: dict[str, Any] = {

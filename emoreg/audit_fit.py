@@ -43,4 +43,5 @@ def direction(
     """
     own, others = (acts[list(at)].mean(0) for at in sides)
     found = without(own - others, parts)
-    return found / found.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    unit: Tensor = found / found.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return unit

@@ -35,7 +35,7 @@ def logged_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
              "refit_steps": 1, "refit_tokens": 4, "texts": TEXTS}  # fmt: skip
     trainer.add_callback(EmotionRegularizer(trainer, make_vectors(), **knobs))
     bank = write_bank(tmp_path_factory.mktemp("bank") / "bank.jsonl")
-    trainer.add_callback(audited(trainer, bank))
+    audited(trainer, bank)
     # As many emotions as a correlation with the published shift needs.
     more = make_vectors((*EMOTIONS, "angry", "hopeful", "proud", "sad", "tired"))
     trainer.add_callback(DriftCallback(trainer, more, prompts=PROMPT_FILE))
