@@ -76,6 +76,9 @@ ARMS = {
     ),
     "two-facets": Arm("penalty and reward, story and transcript directions", _both(), WEIGHTS),
     "refit": Arm("the same, refitted", _both(**REFIT), WEIGHTS),
+    "refit-equal": Arm(
+        "refitted, at the weight of two-facets", lambda _: _both(**REFIT)(1.0), trainers=("sft",)
+    ),
     "anchored": Arm(
         "refitted, anchored at the base, others kept",
         _both(**REFIT, anchor="base", keep=0.1),

@@ -11,6 +11,7 @@ from audit_bank import write_bank
 from models import vector_set
 from test_auditing import audited
 from test_refit import TEXTS
+from test_rewards import READ
 from test_rewards import make as make_rollouts
 from test_rewards import vectors as make_rewarded
 from trainers import EMOTIONS, EVERYTHING, PROMPT_FILE, make_rows, make_trainer, make_vectors
@@ -44,8 +45,8 @@ def logged_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     vectors = vector_set(card={"model": identity(pairs.model, pairs.processing_class)})
     pairs.add_callback(EmotionRegularizer(pairs, vectors, check_name=False))
     pairs.train()
-    rewards = [DesperationPenalty(make_rewarded(), threshold=-9.0),
-               EmotionScreen(make_rewarded(), zoo.reward, threshold=-9.0)]  # fmt: skip
+    rewards = [DesperationPenalty(make_rewarded(), threshold=-9.0, **READ),
+               EmotionScreen(make_rewarded(), zoo.reward, threshold=9.0, **READ)]  # fmt: skip
     rollouts = make_rollouts(tmp_path_factory.mktemp("rollouts"), rewards)
     for reward in rewards:
         reward.bind(rollouts)
