@@ -23,7 +23,7 @@ demo: $(READY) ## train the embedded model with and without emoreg; no GPU, acco
 	HF_HUB_OFFLINE=1 $(BIN)/emoreg demo $(ARGS)
 
 test: $(READY) ## run the tests, without the slow ones, in two processes
-	$(PYTEST) -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 	@echo "emoreg: tests passed"
 
 test-all: $(MATRIX) ## run all tests, and write the README's works-with tables from their outcomes

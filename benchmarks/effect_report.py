@@ -145,7 +145,7 @@ def report(out: Path) -> None:
     bases = {"/".join(s.name): s.base for s in found}
     whole = {"date": date.today().isoformat(), "versions": versions, "bases": bases}
     data = {**whole, "settings": rows, "runs": [_bare(r) for s in found for r in s.runs]}
-    write_atomic(RESULTS / "effect.json", json.dumps(data, indent=1) + "\n")
+    write_atomic(RESULTS / "effect.json", json.dumps(data) + "\n")
     draw(found, RESULTS / "effect.svg")
     text = "\n\n".join(_section(s, tables[s.name]) for s in found)
     note = f"{date.today().isoformat()}; " + ", ".join(f"{k} {v}" for k, v in versions.items())
@@ -154,8 +154,8 @@ def report(out: Path) -> None:
 
 
 SHORT = (
-    "none", "frozen", "two-facets", "refit", "prevent", "ablate", "kl", "honest-replies",
-    "inoculation", "random", "shuffled",
+    "none", "frozen", "two-facets", "refit", "refit-equal", "prevent", "ablate", "kl",
+    "honest-replies", "inoculation", "random", "shuffled",
 )  # fmt: skip
 
 
@@ -244,11 +244,11 @@ def _cell(row: dict[str, Any], name: str, digits: int, signed: bool = False) -> 
 def draw(found: Sequence[Setting], path: Path) -> None:
     """Task success against gaming elsewhere, along training, mean over seeds."""
     shown = [s for s in found if s.name[1] == "sft"]
-    figure = Figure(figsize=(5.2 * max(len(shown), 1), 4.4), layout="constrained")
+    figure = Figure(figsize=(5.2 * max(len(shown), 1), 4.8), layout="constrained")
     axes = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]
-    colours = mpl.colormaps["tab20"]
+    colours, lines = mpl.colormaps["tab20"], dict[str, Any]()
     for axis, s in zip(axes, shown, strict=False):
-        for number, arm in enumerate(a for a in ARMS if s.of(a)):
+        for number, arm in ((i, a) for i, a in enumerate(ARMS) if s.of(a)):
             runs = s.of(arm)
             steps = zip(*([s.base, *r["curve"]] for r in runs), strict=True)
             pairs = [
@@ -256,12 +256,13 @@ def draw(found: Sequence[Setting], path: Path) -> None:
                 for point in steps
             ]
             x, y = zip(*pairs, strict=True)
-            axis.plot(x, y, marker="o", ms=3, lw=1.3, label=arm, color=colours(number % 20))
+            line = axis.plot(x, y, marker="o", ms=3, lw=1.3, color=colours(number % 20))[0]
+            lines.setdefault(arm, line)
         axis.axhline(s.base["out_of_domain"], color="0.6", lw=0.8, ls="--")
         axis.axvline(s.wanted, color="0.6", lw=0.8, ls=":")
         axis.set_title(f"{s.name[0]}, {s.name[2]} adapter", fontsize=10)
         axis.set_xlabel("gamed, families trained on (task success)")
     axes[0].set_ylabel("gamed, families only tested on")
-    axes[-1].legend(fontsize=7, ncols=2)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=9, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
