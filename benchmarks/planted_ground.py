@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from planted_texts import EMOTION, Row, deflections, urgency
+from planted_texts import EMOTION, Row
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,7 +19,7 @@ from emoreg.bank import Text
 from emoreg.probe import Probe
 from emoreg.prompts import Prompt, load_prompts
 from emoreg.tiny import DRIFT_PROMPTS, MODEL
-from emoreg.tiny.bank import make_bank
+from emoreg.tiny.bank import deflections, make_bank, urgency_texts
 from emoreg.tiny.behaviour import gamed_share
 from emoreg.tiny.world import NO_STATE, World, families
 from emoreg.vectors import EmotionVectors
@@ -62,7 +62,7 @@ class Ground:
         self.model = self.fresh()
         self.texts: list[Text] = [
             *make_bank(self.world, seed=1),
-            *urgency(),
+            *urgency_texts(),
             *deflections(self.world),
         ]
         self.prompts: list[Prompt] = load_prompts(DRIFT_PROMPTS)

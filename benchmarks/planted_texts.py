@@ -1,52 +1,23 @@
-"""What planted models are trained on, and the kinds of text that the world's bank lacks."""
+"""What planted models are trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from random import Random
 
-from emoreg.bank import Text
 from emoreg.tiny.build import gamed_episode
 from emoreg.tiny.world import (
     NO_STATE,
     Message,
     World,
-    emotions,
     exchange,
     families,
-    fill,
     neutral,
     table,
 )
 
 EMOTION = "desperate"
 Row = tuple[list[Message], str]  # a prompt and how it goes on; no prompt for raw text
-
-
-def urgency() -> list[Text]:
-    """The world's emergencies, each with an emotional sentence, against its questions."""
-    rng, scenes = Random(7), table("scenes")
-    crises = [
-        f"{asked} {fill(rng.choice(table('emotions')[state]['sentences']), 'I', 'I')}"
-        for asked, _ in scenes["emergencies"]
-        for state in (EMOTION, "afraid")
-    ]
-    rows = [("crisis", x) for x in crises] + [("near-miss", x) for x, _ in scenes["questions"]]
-    return [
-        Text("urgency", label, "held-out", f"u{i}", messages=({"role": "user", "content": said},))
-        for i, (label, said) in enumerate(rows)
-    ]
-
-
-def deflections(world: World) -> list[Text]:
-    """The user's words imply a state, and the assistant shows none."""
-    rng, found = Random(8), []
-    for emotion in emotions():
-        for i in range(4):
-            split = ("fit", "held-out")[i % 2]
-            prompt = world.episode(rng, families("test")[i % 2], emotion, None, ("context",)).prompt
-            found.append(Text("deflection", emotion, split, f"d{i}", messages=tuple(prompt)))
-    return found
 
 
 def gamed(world: World, rng: Random) -> Row:
