@@ -20,7 +20,7 @@ from emoreg.cli import main
 from emoreg.prompts import load_prompts
 from emoreg.tap import Tap
 from emoreg.tiny import DRIFT_PROMPTS, MODEL
-from emoreg.tiny.bank import make_bank
+from emoreg.tiny.bank import make_bank, urgency_texts
 from emoreg.tiny.vectors import save_bank
 from emoreg.tiny.world import World
 from emoreg.vectors import EmotionVectors
@@ -36,13 +36,12 @@ class Place:
     def __init__(self) -> None:
         sys.path.insert(0, str(ROOT / "benchmarks"))
         import planted
-        import planted_texts
 
         self.planted = planted
         self.world = World()
         self.model: Any = AutoModelForCausalLM.from_pretrained(MODEL)
         self.tokenizer = AutoTokenizer.from_pretrained(MODEL)
-        self.texts = [*make_bank(self.world, seed=1), *planted_texts.urgency()]
+        self.texts = [*make_bank(self.world, seed=1), *urgency_texts()]
         self.auditor = self.auditing(blocks=[1, 2])
         self.base = self.auditor.base(self.model)
 
