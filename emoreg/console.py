@@ -14,6 +14,7 @@ from emoreg.host import Loan
 SHOWN = re.compile(
     r"loss|keep|seconds|(penalty|reward|reading|excess)/(?P<watched>[^/]+)"
     r"|drift_(mean_abs|structure|rose|fell)|drift/(?P<moved>[^/]+)"
+    r"|audit_verdict|audit/(held_out|refit|lean)"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from emoreg.audit_page import MEANING
 from emoreg.measurement import table
 from emoreg.printable import joined
 from emoreg.run_view import View
@@ -13,6 +14,10 @@ SECTIONS = {
     "look closer, not a finding.",
     "compared": "Is it the emotions, or has the whole residual stream moved? The first two rows "
     "answer; the share is set beside that of random directions, for it has no interval.",
+    "audit": "One word for base and trained model read on the same texts, after the first rule "
+    "that applies; the findings below it are what it rests on. Of each measurement the table has "
+    "the value, its 95 % interval over prompts and texts, and what it decides; above and below are "
+    "of the whole interval. A verdict is of these texts and this run.",
     "examples": "Completions of training batches of which some were kept; each token is "
     "shaded by its reading, in σ. Single texts show what a number looks like and prove nothing "
     "about the run.",
@@ -79,6 +84,18 @@ TERMS = {
     "Penalised and rewarded": "Emotions whose readings the loss pushed on. Their drift on the same "
     "directions shows where the loss pushed them. That the model carries less of an emotion, or "
     "acts otherwise, it does not show.",
+    "Audit": "Whether an emotion rose where the loss does not look, in one word. "
+    + " ".join(f"{word.capitalize()}: {said}" for word, said in MEANING.items()),
+    "Share of the way": "How much nearer the drift prompts came to the emotion: 0 is where the "
+    "base has them, 1 is from texts of other states to texts of the emotion. Along held-out "
+    "directions in the base’s frame, along refitted ones in the trained model’s own.",
+    "Share kept": "What is left of a contrast between two sorts of texts, where 1 is all that the "
+    "base had and 0 none: refitted directions are fitted on the trained model, the vectors are "
+    "those of the control.",
+    "Lean": "Where the words that the model would say next went: 0 is the base, 1 as far as "
+    "steering the base to the emotion takes it.",
+    "AUROC": "How often a text of the emotion reads higher than one without it: 0.5 is chance, 1 "
+    "always.",
     "Profile": "The mean readings of all emotions; it is kept as far as those of the trained model "
     "correlate with the base’s. Agreement: the same of the drifts on two kinds of prompt.",
     "Valence and arousal": "Drift weighted by how pleasant and how agitated each emotion is rated; "
@@ -87,6 +104,7 @@ TERMS = {
     "directions anyway, so more than this is little to ask.",
     "Task loss": "The logged loss less what emoreg added to it.",
 }
+AUDIT_TERMS = ("Audit", "Share of the way", "Share kept", "Lean", "AUROC")
 
 
 def terms(views: Sequence[View]) -> dict[str, str]:
@@ -100,6 +118,7 @@ def terms(views: Sequence[View]) -> dict[str, str]:
         "Watched": any(view.watched for view in views),
         "Penalised and rewarded": any(view.pushed for view in views),
         "Profile": "structure" in stats,
+        **dict.fromkeys(AUDIT_TERMS, any(view.audit for view in views)),
         "Valence and arousal": "valence" in stats,
         "Random direction": "span" in stats,
         "Task loss": any(view.controlled for view in views),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from emoreg import report_table
+from emoreg import audit_sentences, report_table
 from emoreg.comparison import METHOD, comparison
 from emoreg.errors import ReportError
 from emoreg.guide import SECTIONS, how_measured, terms
@@ -63,6 +63,7 @@ def _lines(found: Sequence[View]) -> Iterator[str]:
         yield from ("", f"Of {plain(view.title)}:") if whole else ()
         yield from _table(("number", "value [95 %]", "what it says", "what it is"),
                           [(x.name, x.value, x.said or "–", x.asks) for x in whole])  # fmt: skip
+    yield from _audits(found)
     yield from _gates(found)
     yield from _settings(found)
     yield from ("", "### How to read every number", "")
@@ -80,6 +81,26 @@ def _verdict(view: View) -> Iterator[str]:
     yield from (
         f"- {word} at step {e['step']}: {plain(short(text, 600))}" for e, word, text in told
     )
+
+
+def _audits(found: Sequence[View]) -> Iterator[str]:
+    """The audits of all runs; nothing where none was made or called for."""
+    told = audit_sentences.told(found)
+    if not told:
+        return
+    yield from ("", "### Audit")
+    yield from _how("audit")
+    for its in told:
+        yield from ("", f"**{plain(its.title)}: {plain(its.head)}.** {plain(its.meaning)}".rstrip())
+        yield from ("", *(f"- {plain(reason)}" for reason in its.reasons)) if its.reasons else ()
+        said = " ".join(text for text in (its.course, its.beside) if text)
+        yield from ("", plain(said)) if said else ()
+        yield from _table(audit_sentences.STEP_HEADS, its.steps)
+    yield from ("", plain(said)) if (said := audit_sentences.unlike(found)) else ()
+    titles, rows = audit_sentences.measured(found)
+    heads = ("measurement", *(titles if len(titles) > 1 else ("value [95 %]",)), "what it is",
+             "what it decides")  # fmt: skip
+    yield from _table(heads, [(row.name, *row.cells, row.asks, row.bar) for row in rows])
 
 
 def _gates(found: Sequence[View]) -> Iterator[str]:

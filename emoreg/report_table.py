@@ -159,6 +159,7 @@ def settings(view: View) -> list[tuple[str, list[tuple[str, str]]]]:
         ("adapter", table(header.get("adapter"))),
         *((control_title(name), _unstepped(control)) for name, control in run.controls.items()),
         ("drift", _unstepped(run.baseline)),
+        ("audit", view.audit.about if view.audit else {}),
         ("training arguments", table(header.get("args"))),
         ("versions", table(header.get("versions"))),
     ]

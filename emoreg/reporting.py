@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from emoreg import chart_parts, guide, report_table, run_charts, run_lines, shades, whole_profile
+from emoreg import (
+    audit_sentences,
+    chart_parts,
+    guide,
+    report_table,
+    run_charts,
+    run_lines,
+    shades,
+    whole_profile,
+)
 from emoreg.charts import inline_svg
 from emoreg.comparison import METHOD, comparison
 from emoreg.errors import ReportError
@@ -79,6 +88,10 @@ def _context(found: Sequence[View]) -> dict[str, Any]:
         "heads": report_table.heads(found),
         "rows": report_table.rows(found),
         "whole": _whole(found),
+        "audits": audit_sentences.told(found),
+        "audited": audit_sentences.measured(found),
+        "unlike": audit_sentences.unlike(found),
+        "step_heads": audit_sentences.STEP_HEADS,
         "figures": _figures(found),
         "most": {"drift": MOST, "kinds": KINDS, "wheel": NAMED, "runs": run_lines.DRAWN},
         "thinned": run_lines.POINTS if _thinned(found) else 0,

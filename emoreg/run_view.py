@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from emoreg.audited import Audited
 from emoreg.journal import Run
 from emoreg.measurement import Measurement, number, or_zero, table
 from emoreg.printable import cleaned, short, shown
@@ -47,6 +48,17 @@ class View:
         """The last measurement at the colon in which there is a number."""
         found = map(Measurement.of, reversed(self._events.values()))
         return next((m for m in found if m.known()), None)
+
+    @cached_property
+    def audits(self) -> list[Audited]:
+        """Audits by step; of two at one step, the later."""
+        found = {int(event["step"]): event for event in self.run.audits}
+        return [Audited.of(found[step]) for step in sorted(found)]
+
+    @property
+    def audit(self) -> Audited | None:
+        """The last audit."""
+        return self.audits[-1] if self.audits else None
 
     @property
     def only_start(self) -> bool:
@@ -104,8 +116,10 @@ class View:
     def vector_sets(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Each vector set that was used, once, with what for."""
         uses: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
-        sources = [("drift", self.run.baseline)] if self.run.baseline else []
+        sources: list[tuple[str, Mapping[str, Any]]] = []
+        sources += [("drift", self.run.baseline)] if self.run.baseline else []
         sources += [(control_title(name), c) for name, c in self.run.controls.items()]
+        sources += [("audit", self.audit.about)] if self.audit else []
         for use, source in sources:
             vectors = table(source.get("vectors"))
             if vectors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,58 @@ def collect(
     wanted = _readable([*texts, *swept], bool(getattr(tokenizer, "chat_template", None)))
     encoded = encode(tokenizer, wanted, choices.skip_tokens, context_length(model))
     neutral = [e for e in encoded if e.text.kind == "neutral"]
-    done, total = 0, sum(len(e.ids) for e in (*encoded, *neutral))
+    tell = _telling(sum(len(e.ids) for e in (*encoded, *neutral)), progress)
+    acts, scatter = _read_all(model, encoded, vectors.blocks, choices.batch_tokens, tell)
+    sigma, _ = spread(
+        model, neutral, vectors.blocks, random, vectors.mu, choices.batch_tokens, tell
+    )
+    names = tuple(f"random {i}" for i in range(len(random)))
+    nothing = torch.zeros(0, len(vectors.blocks), vectors.width)
+    return Samples(
+        *_by_kind(wanted, acts, {id(text) for text in swept}, nothing),
+        scatter.components(choices.neutral_variance),
+        Facet("random", names, random.float(), sigma.float()),
+    )
+
+
+Sorted = tuple[dict[str, Sample], dict[str, Sample], dict[str, Sample]]
+
+
+def _by_kind(
+    texts: Sequence[Text], acts: Mapping[int, Tensor], swept: set[int], nothing: Tensor
+) -> Sorted:
+    """Raw texts, transcripts and prompts, in the bank's order, whatever order they were read in.
+
+    Args:
+        texts: A bank.
+        acts: Of each text that was read, by its id in memory, (places, blocks, width).
+        swept: Ids of the messages that dosage templates gave.
+        nothing: What no text has, (0, blocks, width).
+    """
+
+    def sample(keep: Callable[[Text], bool], place: str = "response") -> Sample:
+        kept = [text for text in texts if id(text) in acts and keep(text)]
+        found = [acts[id(text)][PLACES.index(place)] for text in kept]
+        return Sample(tuple(kept), torch.stack(found) if found else nothing)
+
+    return (
+        {
+            "story": sample(lambda t: t.kind == "story"),
+            "deflection": sample(lambda t: t.kind == "deflection"),
+        },
+        {place: sample(lambda t: t.kind == "transcript", place) for place in PLACES},
+        {
+            "urgency": sample(lambda t: t.kind == "urgency" and id(t) not in swept, "colon"),
+            "dosage": sample(lambda t: id(t) in swept, "colon"),
+        },
+    )
+
+
+def _telling(
+    total: int, progress: Callable[[int, int], None] | None
+) -> Callable[[Sequence[Encoded]], None]:
+    """Counts the tokens of what was read, and tells how many of all they are."""
+    done = 0
 
     def tell(group: Sequence[Encoded]) -> None:
         nonlocal done
@@ -122,42 +173,26 @@ def collect(
         if progress is not None:
             progress(done, total)
 
-    found: list[tuple[Text, Tensor]] = []  # with (places, blocks, width)
-    scatter = Scatter()
-    for group, acts in sweep(model, encoded, vectors.blocks, choices.batch_tokens, _places):
-        for item, mean in zip(group, acts, strict=True):
+    return tell
+
+
+def _read_all(
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    blocks: Sequence[int],
+    batch_tokens: int,
+    tell: Callable[[Sequence[Encoded]], None],
+) -> tuple[dict[int, Tensor], Scatter]:
+    """Of each text, by its id in memory, (places, blocks, width); of neutral ones their scatter."""
+    acts, scatter = {}, Scatter()
+    for group, read in sweep(model, encoded, blocks, batch_tokens, _places):
+        for item, mean in zip(group, read, strict=True):
             if item.text.kind == "neutral":
                 scatter.add(mean[0])
             else:
-                found.append((item.text, mean.float()))
+                acts[id(item.text)] = mean.float()
         tell(group)
-    sigma, _ = spread(
-        model, neutral, vectors.blocks, random, vectors.mu, choices.batch_tokens, tell
-    )
-    names = tuple(f"random {i}" for i in range(len(random)))
-
-    def sample(keep: Callable[[Text], bool], place: int = 0) -> Sample:
-        # In the bank's order, whatever order they were read in.
-        rows = {id(t): a[place] for t, a in found if keep(t)}
-        kept = [t for t in wanted if id(t) in rows]
-        acts = [rows[id(t)] for t in kept]
-        shape = (0, len(vectors.blocks), vectors.width)
-        return Sample(tuple(kept), torch.stack(acts) if acts else torch.zeros(shape))
-
-    mine = {id(t) for t in swept}
-    return Samples(
-        {
-            "story": sample(lambda t: t.kind == "story"),
-            "deflection": sample(lambda t: t.kind == "deflection"),
-        },
-        {p: sample(lambda t: t.kind == "transcript", i) for i, p in enumerate(PLACES)},
-        {
-            "urgency": sample(lambda t: t.kind == "urgency" and id(t) not in mine, 1),
-            "dosage": sample(lambda t: id(t) in mine, 1),
-        },
-        scatter.components(choices.neutral_variance),
-        Facet("random", names, random.float(), sigma.float()),
-    )
+    return acts, scatter
 
 
 def _swept(dosage: Sequence[Dosage]) -> list[Text]:

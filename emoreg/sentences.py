@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emoreg import answers
+from emoreg import answers, audit_sentences
 from emoreg.measurement import LEAST, Measurement, Q, number, table
 from emoreg.printable import isolated, joined, listed, short
 from emoreg.run_view import View, control_title, keep, pushes, weights_of
@@ -82,6 +82,8 @@ def _size(last: Measurement) -> str:
 def _facts(view: View) -> Iterator[tuple[str, str]]:
     """What stands beside a verdict, each with its heading."""
     last = None if view.only_start else view.last
+    if said := audit_sentences.fact(view):
+        yield "Audit", said
     if last is not None:
         yield from _lists(last)
         if said := " ".join(answers.facts(last)):
@@ -152,7 +154,8 @@ def _own(view: View) -> str:
         return (
             "Drift is read on the same directions that the loss pushes on: it shows where those "
             "readings went. Whether the model carries less of the emotion, or carries it along "
-            "other directions, takes directions that had no part in training; this report has none."
+            "other directions, takes directions that had no part in training; "
+            + ("the audit reads those." if view.audit else "this report has none.")
         )
     return (
         "Drift is read on other directions than those that the loss pushes on. Whether they are "

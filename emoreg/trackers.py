@@ -208,7 +208,7 @@ def _later(own: weakref.ref[Board]) -> Callable[..., Any]:
 
 def drawn(run: Run) -> dict[str, Image.Image]:
     """The pictures of a run's drift, by key; none before anything was measured."""
-    view = View.of(replace(run, logs=[], texts=[], alerts=[]))  # what a picture does not need
+    view = View.of(replace(run, logs=[], audits=[], texts=[], alerts=[]))  # what no picture needs
     if view.last is None:
         return {}
     found = {}

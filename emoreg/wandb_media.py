@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
+from emoreg.audit_bars import BARS, NONE
 from emoreg.chart_parts import spaced
 from emoreg.charts import INK
 from emoreg.measurement import Moved
@@ -23,6 +24,7 @@ from emoreg.wandb_charts import charts
 ROWS = 10_000  # of a table: more slow the browser down
 FOREST = 60  # rows of the still picture
 DRIFT = ("step", "place", "emotion", "drift", "low", "high", "q")
+AUDIT = ("step", "verdict", "measurement", "value", "low", "high", "decides")
 TEXTS = ("step", "emotion", "end", "reading", "side", "prompt", "completion")
 PAGE = "color-scheme:light dark;background:Canvas;color:CanvasText;font:15px/1.6 sans-serif"
 
@@ -40,6 +42,19 @@ def drift_table(view: View) -> Any:
         for row in found.values()
     ]
     return wandb.Table(list(DRIFT), rows)
+
+
+def audit_table(view: View) -> Any:
+    """Every measurement of every audit, the newest first, with its verdict and what it decides."""
+    import wandb
+
+    size = max([1, *(len(audit.facts) for audit in view.audits)])
+    rows = [
+        [audit.step, audit.word, name, *map(_or_none, found), BARS.get(name, NONE)]
+        for audit in reversed(spaced(view.audits, max(2, ROWS // size)))
+        for name, found in audit.facts.items()
+    ]
+    return wandb.Table(list(AUDIT), rows)
 
 
 def drift_charts(view: View) -> dict[str, Any]:
@@ -102,8 +117,11 @@ def texts_page(view: View, step: int, rows: list[Mapping[str, Any]]) -> Any:
 
 
 def _cells(row: Moved) -> list[Any]:
-    numbers = (*row.drift, row.q)
-    return [row.emotion, *(None if x != x else x for x in numbers)]
+    return [row.emotion, *map(_or_none, (*row.drift, row.q))]
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else value
 
 
 def _types(columns: tuple[str, ...]) -> list[Any]:
