@@ -187,6 +187,8 @@ class AlertCallback(TrainerCallback):
             if self.trainer.accelerator.num_processes > 1:
                 broadcast_object_list(told)
             self.alerts.replay([(int(line["step"]), line) for line in history], told[0])
+            kinds = {log_kind(dict(line))[0] for line in history}
+            self._checked = {kind for kind in kinds if kind is not None}
 
     def _told(self, fired: Fired) -> Fired:
         """The same with its text, once it is written down and said."""

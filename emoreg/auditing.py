@@ -20,9 +20,9 @@ from emoreg.callbacks import TIMES
 from emoreg.card import brief
 from emoreg.config import EmoRegConfig
 from emoreg.errors import ConfigError
-from emoreg.host import check_trainer, model_of
+from emoreg.host import check_trainer, model_of, reading
 from emoreg.journal import Journal
-from emoreg.processes import first_process
+from emoreg.processes import first_process, shared
 from emoreg.prompts import fingerprint, load_prompts
 from emoreg.vectors import EmotionVectors
 from emoreg.verdict import WORDS
@@ -139,8 +139,8 @@ class AuditCallback(TrainerCallback):
         model, path = model_of(self.trainer), Path(str(self.trainer.args.output_dir))
         whole = not has_adapters(model)
         if whole and step > 0:
-            return audit_kept.read(path / audit_kept.FILE, self.about)
-        with self.trainer.accelerator.autocast():
+            return _kept(path / audit_kept.FILE, self.about)
+        with reading(self.trainer):
             found = self.auditor.base(model)
         if whole and first_process():
             try:
@@ -153,7 +153,7 @@ class AuditCallback(TrainerCallback):
         began, step = time.monotonic(), self.trainer.state.global_step
         assert self._base is not None
         assert self._journal is not None
-        with self.trainer.accelerator.autocast():
+        with reading(self.trainer):
             found = self.auditor.now(model_of(self.trainer), self._base)
         seconds = time.monotonic() - began
         self.history.append((step, found))
@@ -173,6 +173,20 @@ class AuditCallback(TrainerCallback):
         if self._journal is not None:
             boards.leave(self.trainer, self)
         self._journal = self._base = None
+
+
+def _kept(path: Path, about: dict[str, Any]) -> View:
+    """What the first process has in a file; every process must call it, and fails as that does."""
+    found, problem = None, ""
+    if first_process():
+        try:
+            found = audit_kept.read(path, about)
+        except ConfigError as e:
+            problem = str(e)
+    found, problem = shared((found, problem))
+    if found is None:
+        raise ConfigError(problem)
+    return found
 
 
 def scalars(found: Audit) -> dict[str, float]:

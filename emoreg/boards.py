@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 from transformers import Trainer
 
-from emoreg import console, host, wandb_resume
+from emoreg import console, host, wandb_resume, whole
+from emoreg.files import sweep
 from emoreg.header import header
 from emoreg.host import Loan
 from emoreg.journal import Journal
@@ -41,9 +42,16 @@ class _Room:
         self.journal.listeners += self.trackers
         if self.board is not None:
             self.journal.listeners.append(self.board)
-        self._console = Loan()
-        console.shorten(trainer, self._console, self._watched)
-        self.journal.begin(self.state.global_step, **header(trainer))
+        self.keepers: list[Callable[[Path], None]] = []
+        self._loan = Loan()
+        console.shorten(trainer, self._loan, self._watched)
+        self._loan.go_around(trainer, "save_model", self._saving)
+        if writes:
+            sweep(self.journal.path.parent)
+        logged = len(self.state.log_history)
+        self.journal.begin(self.state.global_step, logged=logged, **header(trainer))
+        if self.board is not None and self.state.global_step > 0:
+            self.board.go_on()
 
     def enter(self, guest: Any) -> None:
         """A callback joins."""
@@ -64,11 +72,20 @@ class _Room:
 
     def close(self) -> None:
         """Give back what was borrowed."""
-        self._console.give_back()
+        self._loan.give_back()
         if self.board is not None:
             self.board.guard.give_back()
         for tracker in self.trackers:
             tracker.close()
+
+    def _saving(self, save_model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`trainer.save_model`, with which every checkpoint begins."""
+        found = save_model(*args, **kwargs)
+        folder = args[0] if args else kwargs.get("output_dir")
+        if folder and Path(folder).name == f"checkpoint-{self.state.global_step}":
+            for keep in self.keepers:
+                keep(Path(folder))
+        return found
 
     def _watched(self) -> set[str]:
         """Emotions that any regularizer penalises or rewards."""
@@ -143,6 +160,21 @@ def join(trainer: Trainer, guest: Any) -> Journal:
     return room.journal
 
 
+def keep(trainer: Trainer, keeper: Callable[[Path], None]) -> None:
+    """Let a function put files into every checkpoint of the run under way.
+
+    It is called right after the model is written, before the optimizer, trainer_state.json and the
+    deletion of older checkpoints: one with a whole trainer_state.json has what emoreg keeps.
+
+    Args:
+        trainer: Whose run; a callback of it has joined.
+        keeper: Takes the folder of the checkpoint.
+    """
+    room = _room(trainer)
+    assert room is not None
+    room.keepers.append(keeper)
+
+
 def logged(trainer: Trainer, guest: Any, logs: Mapping[str, Any]) -> None:
     """A line of the trainer's log, which every callback brings: the journal gets it once."""
     room = _room(trainer)
@@ -195,6 +227,8 @@ def _training(trainer: weakref.ref[Trainer]) -> Callable[..., Any]:
             given = args[0] if args else kwargs.get("resume_from_checkpoint")
             _TRAINING[id(own)] = given
         try:
+            if own is not None and outermost:
+                whole.check(own, given)
             return method(*args, **kwargs)
         finally:
             loan.give_back()

@@ -18,7 +18,7 @@ from emoreg.catalogue import CATALOGUE
 from emoreg.config import CHOICES, EmoRegConfig
 from emoreg.drift import Drift
 from emoreg.errors import ConfigError
-from emoreg.host import check_trainer, model_of
+from emoreg.host import check_trainer, model_of, reading
 from emoreg.journal import Journal
 from emoreg.prompts import OWN_PROMPTS, Prompt, fingerprint, load_prompts
 from emoreg.series import Series, resumed
@@ -122,6 +122,7 @@ class DriftCallback(TrainerCallback):
             self.history = []  # another run of the same trainer
         base = self._base(state.global_step)
         self._journal = boards.join(self.trainer, self)
+        boards.keep(self.trainer, self._running.keep)
         self._journal.add("baseline", state.global_step, **self._about(base))
         if "previous" not in self._running.earlier:
             self._measure()
@@ -134,7 +135,7 @@ class DriftCallback(TrainerCallback):
             self._measure()
 
     def on_save(self, *_args: Any, **_kwargs: Any) -> None:
-        """Put into the checkpoint what a resumed run needs."""
+        """Put into the checkpoint what a resumed run needs, if `save_model` did not pass there."""
         if self._series is not None:
             self._series.keep(self._output / f"checkpoint-{self.trainer.state.global_step}")
 
@@ -163,7 +164,7 @@ class DriftCallback(TrainerCallback):
         kind, mixed = next(model.parameters()).dtype, self.trainer.accelerator.mixed_precision
         self.gauge.identity["precision"] = f"{kind}, {mixed}"
         if step == 0 or has_adapters(model):
-            with self.trainer.accelerator.autocast():
+            with reading(self.trainer):
                 found = read_base(model, self.gauge, self.cache)
         if step == 0:
             assert found is not None
@@ -177,7 +178,7 @@ class DriftCallback(TrainerCallback):
     def _measure(self, final: bool = False) -> None:
         began, step = time.monotonic(), self.trainer.state.global_step
         own = self.on_policy == "always" or (final and self.on_policy == "end")
-        with self.trainer.accelerator.autocast():
+        with reading(self.trainer):
             found = self._running.measure(model_of(self.trainer), step, own)
         seconds = time.monotonic() - began
         self.history.append((step, found.drift))

@@ -22,7 +22,7 @@ from emoreg.bank import OWN_BANK, Text, choose, load_bank
 from emoreg.base import base_model, check_base
 from emoreg.errors import ConfigError
 from emoreg.files import parse_json, write_atomic
-from emoreg.host import model_of
+from emoreg.host import model_of, reading
 from emoreg.kl import KLAnchor
 from emoreg.processes import first_process
 from emoreg.reader import Reader
@@ -69,6 +69,7 @@ class Control:
         self._divergences: list[Tensor] = []  # of the step under way
         self._task_loss: Tensor | None = None
         self._micro_batch = 0
+        self._saved: tuple[int, Path] | None = None  # step and checkpoint
         self._start()
 
     def begin(self, checkpoint: Path | None) -> None:
@@ -81,7 +82,8 @@ class Control:
         if checkpoint is not None and (self._dual is not None or self._refitter is not None):
             self._restore(checkpoint / self.file)
         elif self._refitter is not None:
-            self._refitter.prepare(base_model(self.trainer))
+            with reading(self.trainer):
+                self._refitter.prepare(base_model(self.trainer))
 
     def step_begins(self) -> None:
         """The first micro-batch of a step is next."""
@@ -131,27 +133,30 @@ class Control:
             meter.add(tuple(found), torch.tensor(list(found.values())), 1)
 
     def save(self, checkpoint: Path) -> None:
-        """Put the state into a checkpoint.
+        """Put the state into a checkpoint, once.
 
         Raises:
             OSError: It cannot be written.
         """
         if not first_process() or not checkpoint.is_dir():
             return
-        if self._dual is None and self._refitter is None:
+        step = self.trainer.state.global_step
+        if (self._dual is None and self._refitter is None) or self._saved == (step, checkpoint):
             return
         tensors, names = self._refitter.state() if self._refitter else ({}, "[]")
         dual = json.dumps(self._dual.state() if self._dual else None)
         metadata = {"format": FORMAT, "dual": dual, "refit": names}
         # A file without tensors is no file of this format.
-        tensors = {**tensors, "step": torch.tensor([self.trainer.state.global_step])}
+        tensors = {**tensors, "step": torch.tensor([step])}
         write_atomic(checkpoint / self.file, save(tensors, metadata))
+        self._saved = step, checkpoint
 
     def _start(self) -> None:
         config = self.config
         self.terms.weights = {**config.penalize, **config.reward}
         self.terms.extend([])
         self._divergences = []
+        self._saved = None
         self._dual = self._refitter = None
         if config.emoreg_target is not None:
             self._dual = Dual(
@@ -200,7 +205,7 @@ class Control:
 
     def _refit(self, refitter: Refitter, reader: Reader, step: int) -> dict[str, float]:
         began = time.perf_counter()
-        with self.trainer.accelerator.autocast():
+        with reading(self.trainer):
             found = refitter.fit(model_of(self.trainer), step)
         self.terms.extend(refitter.facets())
         reader.forwards.renew()
@@ -243,7 +248,8 @@ class Control:
             self._dual.restore(parse_json(metadata["dual"]) or {})
             self.terms.weights = self._dual.weights
         if self._refitter is not None:
-            self._refitter.prepare(base_model(self.trainer))
+            with reading(self.trainer):
+                self._refitter.prepare(base_model(self.trainer))
             self._refitter.restore(tensors, metadata["refit"])
             self.terms.extend(self._refitter.facets())
 

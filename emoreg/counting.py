@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,8 +16,11 @@ from emoreg.config import EmoRegConfig
 from emoreg.errors import CaptureError, ConfigError
 from emoreg.host import model_of
 from emoreg.losses import Unit
+from emoreg.repeats import without_repeats
 from emoreg.tap import Call
 from emoreg.tokens import Counted
+
+Key = dict[str, tuple[Tensor, int]]  # name -> tensor, and its version
 
 
 class Counting:
@@ -39,16 +43,20 @@ class Counting:
         self.unit: Unit = "sequences"
         self._inputs: Any = None
         self._found: Counted | None = None
+        self._training = True
+        self._foreseen: list[tuple[Key, Counted]] = []  # of the window under way
 
-    def begin(self, inputs: Any) -> tuple[Batch | None, Counted | None]:
+    def begin(self, inputs: Any, training: bool = True) -> tuple[Batch | None, Counted | None]:
         """The next micro-batch, if its keys tell it already.
 
         A loss may take keys out of its inputs, and a device is not to be waited for after the
         forward: so what can be told is settled now.
         """
         self._inputs, self.unit = inputs, weighs(self.trainer, inputs)
+        self._training = training
         batch = understand(inputs, self._branches)
-        self._found = None if batch is None else self.count(batch)
+        known = (found for key, found in self._foreseen if _is_of(key, inputs))
+        self._found = None if batch is None else next(known, None) or self._count(batch)
         return batch, self._found
 
     def end(self) -> None:
@@ -56,9 +64,19 @@ class Counting:
         self._inputs = self._found = None
 
     def foresee(self, inputs: Any) -> Counted | None:
-        """What counts in a batch that is still to come, if it tells."""
+        """What counts in a batch that is still to come, if it tells.
+
+        It is kept until `forget`: counting twice would wait for a device twice.
+        """
         batch = understand(inputs, self._branches)
-        return None if batch is None else self.count(batch)
+        found = None if batch is None else self.count(batch)
+        if found is not None:
+            self._foreseen.append((_key(inputs), found))
+        return found
+
+    def forget(self) -> None:
+        """The window is over: let go of what was foreseen."""
+        self._foreseen = []
 
     def of(self, call: Call, batch: Batch | None, look: bool) -> tuple[Batch, Counted]:
         """The micro-batch as the forward saw it, and what counts in it.
@@ -72,9 +90,9 @@ class Counting:
             CaptureError: Nothing tells its tokens, or they are not those of the forward.
         """
         found = self._fitting(call, batch or self._as_called(call), look)
-        counted = self._found or self.count(found)
+        counted = self._found or self._count(found)
         if found.ids.shape != counted.mask.shape:
-            counted = self.count(found)  # cut by the trainer
+            counted = self._count(found)  # cut by the trainer
         return found, counted
 
     def other(self, call: Call, batch: Batch | None) -> bool:
@@ -86,6 +104,13 @@ class Counting:
             return False
         cut = call.ids.dim() == 2 and call.ids.shape[1] < batch.ids.shape[1]
         return not (batch.last(call.ids.shape[1]) if cut else batch).is_of(call.ids)
+
+    def _count(self, batch: Batch) -> Counted:
+        """The same as `count`; in an evaluation each row of the data once, whoever repeats it."""
+        counted = self.count(batch)
+        if self._training or not isinstance(self._inputs, Mapping):  # a list asks for rollouts
+            return counted
+        return without_repeats(counted, self.trainer.accelerator, len(self._branches))
 
     def count(self, batch: Batch) -> Counted:
         """What is read of a batch and what the terms act on.
@@ -139,6 +164,22 @@ class Counting:
             return None
         self.unit = "tokens"
         return Batch(ids, labels, call.given.get("attention_mask"), call.given.get("position_ids"))
+
+
+def _key(inputs: Mapping[str, Any]) -> Key:
+    """The tensors of a batch, and how often each was written to."""
+    tensors = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}
+    return {k: (v, 0 if v.is_inference() else v._version) for k, v in tensors.items()}
+
+
+def _is_of(key: Key, inputs: Any) -> bool:
+    """Whether a batch holds these very tensors, unwritten since."""
+    if not isinstance(inputs, Mapping):
+        return False
+    own = _key(inputs)
+    return own.keys() == key.keys() and all(
+        own[k][0] is tensor and own[k][1] == version for k, (tensor, version) in key.items()
+    )
 
 
 def virtual_tokens(model: Any) -> int:

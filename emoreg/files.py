@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
 
+PARTS = ("", "checkpoint-*/")  # of an output folder, in which files are written while it trains
 DEEPEST = 64  # levels of lists and objects in JSON that is read
 
 
@@ -35,14 +36,26 @@ def write_together(files: Mapping[Path, bytes | str]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             number, name = mkstemp(dir=path.parent, prefix=f".{path.name}.")
             undo.callback(Path(name).unlink, missing_ok=True)  # renamed files are gone by then
-            with os.fdopen(number, "wb") as handle:
-                handle.write(data.encode("utf-8") if isinstance(data, str) else data)
-                handle.flush()
-                os.fsync(handle.fileno())
+            try:
+                with os.fdopen(number, "wb") as handle:
+                    handle.write(data.encode("utf-8") if isinstance(data, str) else data)
+                    handle.flush()
+                    os.fsync(handle.fileno())
+            except OSError as e:  # which does not say of what file
+                raise OSError(e.errno, e.strerror, str(path)) from e
             os.chmod(name, 0o644)
             written.append((name, path))
         for name, path in written:
             os.replace(name, path)
+
+
+def sweep(output: Path) -> None:
+    """Remove the temporary files that a run which was killed while it wrote left in its folder."""
+    for part in PARTS:
+        for name in (".emoreg*.????????", ".report.html.????????"):
+            for path in output.glob(part + name):
+                with suppress(OSError):
+                    path.unlink()
 
 
 def parse_json(text: str, halves: bool = False) -> Any:

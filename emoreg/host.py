@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial, update_wrapper
 from typing import Any
 
@@ -64,6 +65,26 @@ def model_of(trainer: Trainer) -> nn.Module:
     assert trainer.model is not None
     model: nn.Module = trainer.model
     return model
+
+
+@contextmanager
+def reading(trainer: Trainer) -> Iterator[None]:
+    """Around forwards without gradients that are no part of a step, in the trainer's precision.
+
+    ZeRO-3 takes the first forwards that it sees for a whole step, and fetches the weights of later
+    ones in that order: the backward of the next step would find one that was not fetched. So it is
+    told to learn the order anew. To be removed when DeepSpeed (0.19.8) does without.
+    """
+    try:
+        with trainer.accelerator.autocast():
+            yield
+    finally:
+        wrapped = getattr(trainer.accelerator, "deepspeed_engine_wrapped", None)
+        optimizer = getattr(getattr(wrapped, "engine", None), "optimizer", None)
+        offload = getattr(optimizer, "parameter_offload", None)  # of ZeRO-3 alone
+        order = offload.get_param_coordinator() if offload is not None else None
+        if order is not None and not order.is_invalid_trace():
+            order._invalidate_trace()
 
 
 class Loan:

@@ -36,6 +36,7 @@ class Run:
         baseline: Of the drift callback: knobs, prompts, blocks, vectors; empty without one.
         logs: Step and scalars of every line that the trainer logged.
         drifts: Every measurement of drift.
+        audits: Every audit.
         texts: Completions with the reading of each token.
         alerts: Every alert that went off.
         notes: What went wrong beside the training, in words.
@@ -48,6 +49,7 @@ class Run:
     baseline: dict[str, Any] = field(default_factory=dict)
     logs: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     drifts: list[dict[str, Any]] = field(default_factory=list)
+    audits: list[dict[str, Any]] = field(default_factory=list)
     texts: list[dict[str, Any]] = field(default_factory=list)
     alerts: list[dict[str, Any]] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
@@ -63,7 +65,7 @@ class Run:
         kind, fields = event["event"], {k: v for k, v in event.items() if k != "event"}
         int(fields["step"])  # of every event; what is none is refused here
         if kind == "run":
-            self._restart(int(fields["step"]))
+            self._restart(int(fields["step"]), fields.get("logged"))
             self.header = fields
         elif kind == "control":
             self.controls[str(fields.get("name") or "")] = fields
@@ -75,6 +77,8 @@ class Run:
             self.end = fields
         elif kind == "drift":  # the last of a step is the one that counts
             self.drifts = [d for d in self.drifts if d["step"] != fields["step"]] + [fields]
+        elif kind == "audit":
+            self.audits = [a for a in self.audits if a["step"] != fields["step"]] + [fields]
         elif kind in ("texts", "alert", "note"):
             {
                 "texts": self.texts,
@@ -82,13 +86,18 @@ class Run:
                 "note": self.notes,
             }[kind].append(fields)
 
-    def _restart(self, step: int) -> None:
-        """A run that goes on from a checkpoint: what came after that step is computed again."""
+    def _restart(self, step: int, logged: int | None) -> None:
+        """A run that goes on from a checkpoint: what came after that step is computed again.
+
+        Args:
+            step: Of the checkpoint.
+            logged: How many lines had been logged by then; more may have been at the same step.
+        """
         if step == 0:  # another run, if the journal of the one before could not be moved away
             self.controls, self.baseline = {}, {}
         least = step if step > 0 else -1
-        self.logs = [row for row in self.logs if row[0] <= least]
-        for events in (self.drifts, self.texts, self.alerts, self.notes):
+        self.logs = [row for row in self.logs if row[0] <= least][:logged]
+        for events in (self.drifts, self.audits, self.texts, self.alerts, self.notes):
             events[:] = [event for event in events if int(event["step"]) <= least]
         self.end = {}
 

@@ -75,7 +75,7 @@ class Reader:
     def begin(self, inputs: Any, training: bool) -> None:
         """A loss of these inputs is about to be computed; None if they are not known yet."""
         self._inputs, self._edited, self._labelled = inputs, None, has_labels(inputs)
-        batch, counted = self.counting.begin(inputs)
+        batch, counted = self.counting.begin(inputs, training)
         self.forwards.expect(batch, training, counted)
 
     def finish(self, items: Any = None, scaled: bool = True) -> Tensor | None:
@@ -189,6 +189,7 @@ class Reader:
             CaptureError: Nothing did.
         """
         self.forwards.arm(False)
+        self.counting.forget()
         if not self._first or not self._read:
             return
         self._first = False

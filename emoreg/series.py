@@ -45,6 +45,7 @@ class Series:
         self.gauge, self.base = gauge, base
         self.earlier = dict(earlier or {})
         self._at, self._before = -1, self.earlier.get("previous")
+        self._kept: Path | None = None
 
     def measure(self, model: nn.Module, step: int, own: bool = False) -> Measured:
         """Read the model as it stands, and compare.
@@ -78,10 +79,11 @@ class Series:
         _keep(folder / BASE, {"base": self.base}, self.gauge.identity)
 
     def keep(self, checkpoint: Path) -> None:
-        """Write into a checkpoint what the run needs to go on from there."""
-        if checkpoint.is_dir():
+        """Write into a checkpoint, once, what the run needs to go on from there."""
+        if checkpoint.is_dir() and self._kept != checkpoint:
             about = {**self.gauge.identity, "base": kept.digest(self.base)}
             _keep(checkpoint / EARLIER, self.earlier, about)
+            self._kept = checkpoint
 
 
 def resumed(gauge: Gauge, base: Snapshot | None, output: Path, checkpoint: Path) -> Series:

@@ -49,7 +49,8 @@ class Teller:
 
     def begin(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
         """Training begins."""
-        self._tenth = -1
+        told = [int(line["step"]) for line in state.log_history if "loss" in line]
+        self._tenth = TIMES * told[-1] // max(1, state.max_steps) if told else -1
         self._journal = boards.join(self.trainer, self)
         config, probe = self.terms.config, self.terms.probe
         self._journal.add(

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save
 from transformers import Trainer
 
 from emoreg import wandb_media as media
+from emoreg import wandb_missing
 from emoreg.journal import Event, Journal, Run
 from emoreg.printable import shown
 from emoreg.run_view import View
@@ -68,6 +69,9 @@ class WandbBoard:
             self.guard.look()
         elif kind == "drift":
             self._send("drift", self._drift)
+        elif kind == "audit":
+            self.guard.attempt(self._verdict)
+            self._send("audit", self._audit)
         elif kind == "texts":
             self._send("texts", self._texts)
         elif kind == "alert":
@@ -76,6 +80,11 @@ class WandbBoard:
             for name, do in list(self._due.items()):
                 self.guard.lost = False
                 self._send(name, do)
+
+    def go_on(self) -> None:
+        """Send the lines before the checkpoint that wandb lost when the run was killed."""
+        lines = self.journal.run.logs
+        self.guard.attempt(lambda: wandb_missing.fill(self.run, lines, self.guard.defined))
 
     def use(self, vectors: EmotionVectors) -> None:
         """Name a vector set as what the run is made from."""
@@ -127,6 +136,20 @@ class WandbBoard:
                 )
             self._still = True
             return media.drift_pictures(view)
+
+    def _verdict(self) -> None:
+        """The verdict as a word: the scalar beside it is only its number."""
+        run = self.journal.run
+        last = View.of(_only(run, audits=run.audits[-1:])).audit
+        assert last is not None
+        found = {"audit": last.word, "audit_step": last.step, "audit_reasons": list(last.reasons)}
+        self.run.summary.update({f"emoreg/{name}": value for name, value in found.items()})
+
+    def _audit(self) -> None:
+        run = self.journal.run
+        view = View.of(_only(run, audits=run.audits))
+        assert view.audit is not None
+        self._log(view.audit.step, {"audit_table": media.audit_table(view)})
 
     def _texts(self) -> None:
         view = View.of(_only(self.journal.run, texts=self.journal.run.texts[-1:]))
@@ -188,4 +211,5 @@ def _bare(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _only(run: Run, **events: Any) -> Run:
     """The run without what a chart does not need; every log line would be cleaned for it."""
-    return replace(run, **{"logs": [], "drifts": [], "texts": [], "alerts": [], **events})
+    kinds = ("logs", "drifts", "audits", "texts", "alerts")
+    return replace(run, **{**{kind: [] for kind in kinds}, **events})

@@ -43,7 +43,7 @@ class Guard:
         self.failed = False  # whether anything has, and it was said
         self.lost = False  # whether files are no longer sent
         self._loan = Loan()
-        self._defined: set[str] = set()
+        self.defined: set[str] = set()
         self._looked = time.monotonic()
 
     def protect(self, trainer: Trainer) -> None:
@@ -135,7 +135,7 @@ class Guard:
     def _logging(self, on_log: Around, *args: Any, **kwargs: Any) -> Any:
         """`WandbCallback.on_log`, before which wandb is told what it is going to get."""
         logs = rewrite_logs(kwargs.get("logs") or {})
-        self.attempt(lambda: define(self.run, logs, self._defined))
+        self.attempt(lambda: define(self.run, logs, self.defined))
         return on_log(*args, **kwargs)
 
     def _sending(self, method: Around, *args: Any, **kwargs: Any) -> Any:

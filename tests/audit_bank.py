@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 
-def write_bank(path: Path) -> Path:
+def write_bank(path: Path, topics: int = 3) -> Path:
     """A few texts of every kind, long enough for a mean to start after the fiftieth token."""
     rows: list[dict[str, Any]] = []
     for split in ("fit", "held-out"):
-        for i in range(3):
+        for i in range(topics):
             for label in ("desperate", "calm"):
                 about = {"label": label, "split": split}
                 said = [

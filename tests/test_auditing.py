@@ -21,7 +21,7 @@ from trainers import (
 )
 
 from emoreg import audit_kept
-from emoreg.auditing import AuditCallback
+from emoreg.auditing import AuditCallback, _kept
 from emoreg.config import EmoRegConfig
 from emoreg.errors import BankError, ConfigError, UnknownEmotionError
 from emoreg.verdict import WORDS
@@ -102,6 +102,23 @@ def test_full_fine_tuning_goes_on_with_the_base_of_step_0(bank: Path, tmp_path: 
     assert abs(whole.history[-1][1].facts["own_colon"].value) > 1e-3  # control: it has moved
     with pytest.raises(ConfigError, match=r"copy emoreg-audit\.safetensors"):
         run(tmp_path / "elsewhere", at, max_steps=4)
+
+
+@pytest.mark.parametrize("problem", ["", "it is gone"])
+def test_what_the_first_process_has_of_the_base_or_lacks_holds_for_all(
+    bank: Path, tmp_path: Path, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = audited(make_trainer(tmp_path), bank)
+    view = None if problem else found.auditor.base(make_base())
+    monkeypatch.setattr("emoreg.auditing.first_process", lambda: False)
+    with pytest.raises(ConfigError, match="cannot be read"):  # control: this process has no file
+        audit_kept.read(tmp_path / audit_kept.FILE, found.about)
+    monkeypatch.setattr("emoreg.auditing.shared", lambda _own: (view, problem))
+    if problem:
+        with pytest.raises(ConfigError, match=problem):
+            _kept(tmp_path / audit_kept.FILE, found.about)
+    else:
+        assert _kept(tmp_path / audit_kept.FILE, found.about) is view
 
 
 def test_a_base_of_other_texts_is_refused_and_its_own_comes_back_whole(

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from trainers import PROMPT_FILE, control, make_trainer, make_vectors
-from wandb_files import Stored
+from wandb_files import Stored, values
 from wandb_server import KEY, serve
 
-from emoreg import wandb_resume
+from emoreg import wandb_missing, wandb_resume
 from emoreg.callbacks import DriftCallback
 from emoreg.journal import Journal, Run
 
@@ -85,6 +85,41 @@ def test_training_goes_on_in_the_same_run_and_its_curves(fresh: Path) -> None:
     assert tables == [3, 1]
     assert Run.load(fresh / "out").header["wandb"]["id"] == first
     assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+@offline
+@pytest.mark.parametrize("kept", [0, 3])
+def test_lines_that_a_kill_kept_from_wandb_are_logged_once_more(kept: int, fresh: Path) -> None:
+    """wandb's service dies with the run, and with it what it has not yet written."""
+    first, _ = train(fresh / "out", 4)
+    (one,) = pieces(fresh)
+    data = one.path.read_bytes()
+    one.path.write_bytes(data[: up_to(data, kept)])
+    train(fresh / "out", 6, checkpoint=4)
+    (path,) = [p for p in fresh.glob(f"wandb/offline-run-*-{first}/*.wandb") if p != one.path]
+    two = Stored(path)
+    two.wait()
+    assert [row["train/global_step"] for row in two.rows(CURVE)] == list(range(kept + 1, 7))
+    wanted = [logs["emoreg/reading/calm"] for _, logs in Run.load(fresh / "out").logs
+              if "emoreg/reading/calm" in logs]  # fmt: skip
+    assert [row[CURVE] for row in two.rows(CURVE)] == wanted[kept:]
+    assert two.summaries[CURVE] == {"min", "max", "last"}
+
+
+def up_to(data: bytes, kept: int) -> int:
+    """How many bytes of a file of wandb hold the rows of so many steps and no more."""
+    for size in range(len(data), 0, -500):
+        rows = [dict_of(r) for r in wandb_missing.records(data[:size])]
+        if (
+            max((row.get("train/global_step", 0) for row in rows if CURVE in row), default=0)
+            <= kept
+        ):
+            return size
+    return 0
+
+
+def dict_of(record: Any) -> dict[str, Any]:
+    return values(record.history.item) if record.WhichOneof("record_type") == "history" else {}
 
 
 def test_a_new_start_in_the_same_folder_is_another_run(fresh: Path) -> None:
