@@ -1,6 +1,6 @@
 # Everything from a bare clone: Python 3.10 or newer, git and make are enough.
 # PYTHON=python3.12 picks the interpreter (after `make clean`); ARGS="..." goes to the command that is run;
-# CELLS=... is where `make test-all` keeps the outcomes of the cells of the README's works-with tables.
+# CELLS=... is where `make test-all` keeps the outcomes of the cells of the works-with tables.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
@@ -14,7 +14,7 @@ UNFINISHED := $(VENV)/.unfinished
 PYTEST := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all works-with effect audit lint clean
+.PHONY: help demo test test-all works-with effect audit survival soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ test: $(READY) ## run the tests, without the slow ones, in two processes
 	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 	@echo "emoreg: tests passed"
 
-test-all: $(MATRIX) ## run all tests, and write the README's works-with tables from their outcomes
+test-all: $(MATRIX) ## run all tests, and write the works-with tables from their outcomes
 	$(PYTEST) -m "" --cells=$(CELLS) $(ARGS)
 	$(BIN)/python tests/works_with.py
 	@echo "emoreg: all tests passed"
@@ -43,6 +43,12 @@ effect: $(READY) ## compare every method on small worlds, hours; goes on where i
 
 audit: $(READY) ## how often the audit's verdict is right where the truth is planted, half an hour
 	$(BIN)/python benchmarks/audit.py $(ARGS)
+
+survival: $(READY) ## kill 90 short runs at random moments, resume and compare; goes on where it stopped
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/survival.py $(ARGS)
+
+soak: $(READY) ## 2,000 steps with everything on: is memory flat
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py $(ARGS)
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check .

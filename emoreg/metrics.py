@@ -1,4 +1,4 @@
-"""Every name that is logged, with its unit and meaning; the README's table is made from it."""
+"""Every name that is logged, with its unit and meaning; docs/metrics.md has the table."""
 
 from __future__ import annotations
 
@@ -117,6 +117,6 @@ def described(name: str) -> bool:
 
 
 def markdown() -> str:
-    """The table as the README shows it."""
+    """The table as docs/metrics.md shows it."""
     rows = [f"| `{name}` | {unit} | {meaning} |" for name, (unit, meaning) in METRICS.items()]
     return "\n".join(["| name | unit | meaning |", "| --- | --- | --- |", *rows])

@@ -16,7 +16,7 @@ import pytest
 from works_with import Cell, marked, merged, read, versions, write
 
 pytest_plugins = ("pytester",)
-PAGES = ("test_boards", "test_compare", "test_demo", "test_report", "test_wandb")
+PAGES = ("test_boards", "test_compare", "test_demo", "test_readme", "test_report", "test_wandb")
 HOSTS = ("transformers", "trl", "peft", "accelerate")
 
 os.environ.update(

@@ -1,4 +1,4 @@
-"""The cells of the README's works-with tables: their order, and why some are untested."""
+"""The cells of the works-with tables: their order, and why some are untested."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
 
 
 def marks(name: str) -> list[Any]:
-    """The cells of the README's table: the same check stands before every trainer."""
+    """The cells of the works-with table: the same check stands before every trainer."""
     if not name.startswith("encoder"):
         return []
     row = "encoder-only model" if name == "encoder" else "encoder-decoder model"

@@ -17,7 +17,7 @@ from emoreg.regularizer import EmotionRegularizer
 
 
 def cells(row: str, why: str) -> Any:
-    """Cells of the README's table: the same check stands before every trainer."""
+    """Cells of the works-with table: the same check stands before every trainer."""
 
     def marked(test: Any) -> Any:
         for column in ("SFT", "DPO", "GRPO"):

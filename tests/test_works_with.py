@@ -1,4 +1,4 @@
-"""The README's works-with tables are what the tests showed, and have no empty cell."""
+"""The works-with tables are what the tests showed, and have no empty cell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 import works_with
-from works_with import CELLS, HERE, README, Cell, Outcome, Table, WorksWith, load, public, read
+from works_with import (
+    CELLS,
+    DOCUMENT,
+    HERE,
+    README,
+    Cell,
+    Outcome,
+    Table,
+    WorksWith,
+    load,
+    public,
+    read,
+)
 from zoo import NEEDS_SERVER
 
 HOME = HERE.parent
@@ -16,10 +28,12 @@ LORA, QLORA = ("ways", "LoRA", "SFT"), ("ways", "QLoRA", "SFT")
 NO_GPU = {("ways", "QLoRA", None): "needs a GPU"}
 
 
-def test_the_readme_is_what_the_script_would_write(request: pytest.FixtureRequest) -> None:
+def test_the_readme_and_the_document_are_what_the_script_would_write(
+    request: pytest.FixtureRequest,
+) -> None:
     if collected(request.config).file == CELLS:
         pytest.skip("this run brings the record up to date; the script comes after it")
-    assert works_with.stale(load(), README) == []
+    assert works_with.stale(load(), README, DOCUMENT) == []
 
 
 def test_the_marks_of_the_tests_are_the_cells_of_the_record(request: pytest.FixtureRequest) -> None:
@@ -52,15 +66,16 @@ def collected(config: pytest.Config) -> Any:
 
 
 class Project:
-    """A folder with tests that mark cells, a record and a README."""
+    """A folder with tests that mark cells, a record, a README and a document."""
 
     def __init__(self, pytester: pytest.Pytester) -> None:
         self.pytester, self.cells = pytester, pytester.path / "cells.json"
         pytester.makeconftest((HERE / "conftest.py").read_text())
         pytester.makefile(".toml", pyproject=(HOME / "pyproject.toml").read_text())
         pytester.mkdir("tests")
-        self.readme = pytester.path / "README.md"
-        self.readme.write_text(f"before\n{works_with.BEGIN}\n{works_with.END}\nafter\n")
+        self.readme, self.document = pytester.path / "README.md", pytester.path / "tables.md"
+        for path in (self.readme, self.document):
+            path.write_text(f"before\n{works_with.BEGIN}\n{works_with.END}\nafter\n")
 
     def test(self, name: str, body: str, *marks: str) -> None:
         """Write a file with one test."""
@@ -85,7 +100,8 @@ class Project:
         return {cell: outcome.word for cell, outcome in read(self.cells).items()}
 
     def script(self, *flags: str) -> str | None:
-        return works_with.main([*flags, f"--cells={self.cells}", f"--readme={self.readme}"])
+        places = [f"--readme={self.readme}", f"--document={self.document}"]
+        return works_with.main([*flags, f"--cells={self.cells}", *places])
 
 
 @pytest.fixture
@@ -131,17 +147,21 @@ def test_a_cell_is_tested_if_all_its_tests_passed(project: Project) -> None:
     assert project.record() == {LORA: "tested"}
 
 
-def test_a_failing_test_makes_the_readme_stale(project: Project) -> None:
+def test_a_failing_test_makes_both_files_stale(project: Project) -> None:
     project.record()
-    assert "run `make works-with`" in str(project.script("--check"))
+    said = str(project.script("--check"))
+    for path in (project.readme, project.document):
+        assert f"{path.name} is not what its tests say: run `make works-with`" in said
     assert project.script() is None
     assert project.script("--check") is None  # control: not stale
-    assert "| LoRA | tested |" in project.readme.read_text()
+    assert "| LoRA | tested |" in project.document.read_text()
+    assert "| ways | 1 | 1 | 0 | 0 | – |" in project.readme.read_text()
     project.test("lora", FAILS, "cell('ways', 'LoRA', 'SFT')")
     project.record()
     for flags in (["--check"], []):
         assert "ways | LoRA | SFT: no outcome, and no reason why" in str(project.script(*flags))
-    assert project.readme.read_text().endswith(f"{works_with.END}\nafter\n")
+    for path in (project.readme, project.document):
+        assert path.read_text().endswith(f"{works_with.END}\nafter\n")
 
 
 def test_a_removed_test_makes_the_record_stale_until_the_next_whole_run(project: Project) -> None:
@@ -216,6 +236,9 @@ def test_equal_reasons_share_a_note_and_a_reason_must_explain_a_cell(tmp_path: P
         "1. no time", "2. needs a GPU", "3. so", "",
         "Measured: 1 cells with trl 2; 1 cells with trl 1.",
     ]  # fmt: skip
+    assert works.summary().splitlines()[2:] == [
+        "| ways | 6 | 1 | 1 | 4 | untested: QLoRA. refused or untested: FSDP |"
+    ]
     del untested["ways", None, "DPO"]
     untested["ways", "LoRA", "SFT"] = "no need"
     assert works.problems() == [

@@ -22,7 +22,7 @@ from emoreg.regularizer import EmotionRegularizer
 
 WORDS = tokenizer()
 STABLE = ("SFT", "DPO", "KTO", "GRPO", "RLOO", "Reward", "Distillation")
-NEWEST = (  # the rows of the README's table of trainers
+NEWEST = (  # the rows of the works-with table of trainers
     *STABLE, "A2PO", "CPO", "GKD", "GMPO", "GOLD", "IWOPD", "OnlineDPO", "ORPO", "SDFT", "SDPO",
     "TPO",
 )  # fmt: skip

@@ -1,8 +1,9 @@
-"""The README's works-with tables, written from the outcomes of the tests that mark their cells.
+"""The works-with tables, written from the outcomes of the tests that mark their cells.
 
-`python tests/works_with.py` writes them, `--check` only says whether README.md is stale. Outcomes
-are in works_with.json, which a run with `--cells=tests/works_with.json` (`make test-all`) brings
-up to date; what no test can show here has its reason in `UNTESTED`.
+`python tests/works_with.py` writes them to docs/works-with.md and their sums to README.md,
+`--check` only says whether one of the two is stale. Outcomes are in works_with.json, which a run
+with `--cells=tests/works_with.json` (`make test-all`) brings up to date; what no test can show here
+has its reason in `UNTESTED`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from grid import TABLES, UNTESTED, Entry, Table
 
 HERE = Path(__file__).parent
 CELLS, README = HERE / "works_with.json", HERE.parent / "README.md"
+DOCUMENT = HERE.parent / "docs" / "works-with.md"
 BEGIN = "<!-- works-with: written by `make works-with`, do not edit -->"
 END = "<!-- works-with: end -->"
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -160,6 +162,27 @@ class WorksWith:
         lists = [f"{count} cells with {measured}" for measured, count in counts.most_common()]
         return "\n\n".join([*parts, f"Measured: {'; '.join(lists)}."])
 
+    def summary(self) -> str:
+        """One line a table: how many cells are what, and the rows without a tested cell."""
+        words = ("tested", "refused", "untested")
+        head = ("", "cells", "tested", "refused with an error", "untested", "rows with none tested")
+        lines = [_line(*head), _line(*("---" for _ in head))]
+        for name in self.tables:
+            rows = {row: [self._first((name, row, c)) for c in self.columns(name)]
+                    for row in self.rows(name)}  # fmt: skip
+            counts = Counter(word for found in rows.values() for word in found)
+            without: dict[str, list[str]] = {}
+            for row, found in rows.items():
+                if "tested" not in found:
+                    without.setdefault(" or ".join(sorted(set(found))), []).append(row)
+            told = ". ".join(f"{word}: {'; '.join(listed)}" for word, listed in without.items())
+            sums = map(str, (counts.total(), *(counts[word] for word in words)))
+            lines.append(_line(name, *sums, told or "–"))
+        return "\n".join(lines)
+
+    def _first(self, cell: Cell) -> str:
+        return (self.word(cell) or "").partition(": ")[0]
+
     def _table(self, name: str) -> str:
         notes: dict[str, int] = {}
         columns, (caption, corner, *_) = self.columns(name), self.tables[name]
@@ -192,12 +215,12 @@ def _short(word: str, notes: dict[str, int]) -> str:
     return first + number.translate(RAISED)
 
 
-def replaced(readme: str, tables: str) -> str:
-    """The README with these tables between the markers."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"README.md must hold {BEGIN!r} and {END!r} once each")
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
+def replaced(text: str, made: str, name: str = "README.md") -> str:
+    """The text of a file with what was made between its markers."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{name} must hold {BEGIN!r} and {END!r} once each")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.split(END)[1]}"
 
 
 def load(path: Path = CELLS) -> WorksWith:
@@ -205,28 +228,38 @@ def load(path: Path = CELLS) -> WorksWith:
     return WorksWith(read(path), TABLES, UNTESTED)
 
 
-def stale(works: WorksWith, readme: Path) -> list[str]:
-    """Why a README cannot stay as it is; nothing if it can."""
+def due(works: WorksWith, readme: Path, document: Path) -> dict[Path, str]:
+    """What both files should be: the sums in one, the tables in the other."""
+    made = {readme: works.summary(), document: works.markdown()}
+    return {path: replaced(path.read_text(), text, path.name) for path, text in made.items()}
+
+
+def stale(works: WorksWith, readme: Path, document: Path) -> list[str]:
+    """Why the two files cannot stay as they are; nothing if they can."""
     if problems := works.problems():
         return problems
-    text = readme.read_text()
-    same = replaced(text, works.markdown()) == text
-    return [] if same else [f"{readme.name} is not what its tests say: run `make works-with`"]
+    return [
+        f"{path.name} is not what its tests say: run `make works-with`"
+        for path, text in due(works, readme, document).items()
+        if path.read_text() != text
+    ]
 
 
 def main(arguments: list[str] | None = None) -> str | None:
-    """Write or check the README; what is returned is an error."""
+    """Write or check both files; what is returned is an error."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, fail if stale")
     parser.add_argument("--cells", type=Path, default=CELLS, help="the outcomes")
-    parser.add_argument("--readme", type=Path, default=README, help="the file with the markers")
+    parser.add_argument("--readme", type=Path, default=README, help="with markers, for the sums")
+    parser.add_argument("--document", type=Path, default=DOCUMENT, help="the same, for the tables")
     options = parser.parse_args(arguments)
-    works = load(options.cells)
-    problems = stale(works, options.readme) if options.check else works.problems()
+    works, places = load(options.cells), (options.readme, options.document)
+    problems = stale(works, *places) if options.check else works.problems()
     if problems:
         return "\n".join(["The works-with tables are stale:", *problems])
     if not options.check:
-        options.readme.write_text(replaced(options.readme.read_text(), works.markdown()))
+        for path, text in due(works, *places).items():
+            path.write_text(text)
     return None
 
 
