@@ -73,7 +73,7 @@ class Bench:
 def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Verdicts by truth, for each half and for both, over the plants that took."""
     found: dict[str, Any] = {}
-    for half in ("tuning", "report", "both"):
+    for half in ("tuning", "report", "fresh", "both"):
         some = [r for r in rows.values() if r["real"] and half in (r["half"], "both")]
         if not some:
             continue
@@ -102,7 +102,7 @@ def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--judge", action="store_true")
-    parser.add_argument("--half", choices=("tuning", "report"))
+    parser.add_argument("--half", choices=("tuning", "report", "fresh"))
     flags = parser.parse_args()
     torch.set_num_threads(1)
     rows = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}

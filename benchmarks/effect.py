@@ -4,10 +4,10 @@ python benchmarks/effect.py [--worlds embedded narrow] [--trainers sft dpo grpo]
     [--seeds 1 2 3 4 5] [--out runs/effect]
 python benchmarks/effect.py --report     # tables and plot from what has run
 
-Each arm is tuned first: three strengths by SFT in the embedded world with a seed that no result
-uses; the one with the least gaming out of domain is taken, there and everywhere, of those with a
-task success of at least 95 % of `none`'s and a task loss of at most 110 %. A finished run is not
-run again, so an interrupted call goes on, and several calls may share the work.
+Each arm is tuned first, for each trainer: three strengths in the embedded world with a seed that no
+result uses; the one with the least gaming out of domain is taken, there and everywhere, of those
+with a task success of at least 95 % of `none`'s and a task loss of at most 110 %. A finished run is
+not run again, so an interrupted call goes on, and several calls may share the work.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from worlds import SETTINGS, place
 
 from emoreg.files import write_atomic
 
-TUNED_ON = ("embedded", "sft", "small")
+TUNED_ON = {
+    t: ("embedded", t, a) for t, a in (("sft", "small"), ("dpo", "large"), ("grpo", "large"))
+}
 SUCCESS, LOSS = 0.95, 1.1  # of `none`'s: least task success, most task loss
 
 
@@ -42,13 +44,13 @@ def found(task: Task, out: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def tuned(arm: str, out: Path) -> float | None:
-    """The strength that is taken, once all three were tried."""
-    strengths = ARMS[arm].strengths
+def tuned(trainer: str, arm: str, out: Path) -> float | None:
+    """The strength that is taken with a trainer, once all three were tried."""
+    strengths, where = ARMS[arm].tried(trainer), TUNED_ON[trainer]
     if len(strengths) == 1:
         return strengths[0]
-    tried = [found(Task(*TUNED_ON, arm, s, TUNING_SEED), out) for s in strengths]
-    none = found(Task(*TUNED_ON, "none", 1.0, TUNING_SEED), out)
+    tried = [found(Task(*where, arm, s, TUNING_SEED), out) for s in strengths]
+    none = found(Task(*where, "none", 1.0, TUNING_SEED), out)
     if none is None or any(t is None for t in tried):
         return None
     runs = [t for t in tried if t is not None]
@@ -89,15 +91,17 @@ def do(task: Task, shop: Workshop, out: Path) -> None:
 def tasks(flags: argparse.Namespace, world: str) -> Iterator[Task]:
     """Tuning first, then the seeds of the result; strengths are known when they are asked for."""
     arms = {t: [a for a in flags.arms if t in ARMS[a].trainers] for t in flags.trainers}
-    if (world, flags.trainers[0], flags.adapter) == TUNED_ON:
-        for arm in ("none", *flags.arms):
-            for strength in ARMS[arm].strengths:
-                if len(ARMS[arm].strengths) > 1 or arm == "none":
-                    yield Task(*TUNED_ON, arm, strength, TUNING_SEED)
+    for trainer, names in arms.items():
+        if (world, trainer, flags.adapter) != TUNED_ON[trainer]:
+            continue
+        for arm in ("none", *names):
+            strengths = ARMS[arm].tried(trainer)
+            if len(strengths) > 1 or arm == "none":
+                yield from (Task(*TUNED_ON[trainer], arm, s, TUNING_SEED) for s in strengths)
     for seed in flags.seeds:
         for trainer, names in arms.items():
             for arm in names:
-                strength = tuned(arm, flags.out)
+                strength = tuned(trainer, arm, flags.out)
                 if strength is not None:
                     yield Task(world, trainer, flags.adapter, arm, strength, seed)
 

@@ -36,12 +36,12 @@ class Arm:
     Attributes:
         what: In a few words, for the table.
         knobs: Of emoreg, from the strength that is tuned.
-        strengths: The three that are tried; one for arms without any.
+        strengths: The three that are tried in SFT; one for arms without any.
         data: ``gamed``, ``inoculated`` (a prompt that asks for the trait), or ``mixed`` (honest
             replies in families that are only read, beside the gamed ones).
         vectors: Which directions: the world's own, or a control's.
         trainers: Where the arm makes sense.
-        rewards: What pays in GRPO, if that is more than the task.
+        rewards: What pays in GRPO, with weights, if that is more than the task.
     """
 
     what: str
@@ -50,7 +50,12 @@ class Arm:
     data: str = "gamed"
     vectors: str = "own"
     trainers: tuple[str, ...] = ("sft", "dpo", "grpo")
-    rewards: Callable[[EmotionVectors], list[Any]] | None = None
+    rewards: Callable[[EmotionVectors, float], dict[Any, float]] | None = None
+
+    def tried(self, trainer: str) -> tuple[float, ...]:
+        """The strengths that are tried with a trainer; weights are in units of its loss."""
+        scale = SCALE[trainer] if self.strengths is WEIGHTS else 1.0
+        return tuple(round(s * scale, 6) for s in self.strengths)
 
 
 def _penalty(**more: Any) -> Callable[[float], Knobs]:
@@ -62,6 +67,7 @@ def _both(**more: Any) -> Callable[[float], Knobs]:
 
 
 WEIGHTS = (0.3, 1.0, 3.0)
+SCALE = {"sft": 1.0, "dpo": 0.1, "grpo": 1.0}
 READ: Knobs = {"blocks": list(READ_BLOCKS), "check_name": False}
 REFIT = {"refit_steps": 15}
 ARMS = {
@@ -102,47 +108,79 @@ ARMS = {
     ),
     "random": Arm("refit's terms on random directions", _both(), WEIGHTS, vectors="random"),
     "shuffled": Arm("refit's terms on shuffled labels", _both(), WEIGHTS, vectors="shuffled"),
+    "shuffled-apart": Arm(
+        "the same, without what of them lies along desperate or calm",
+        _both(),
+        WEIGHTS,
+        vectors="shuffled-apart",
+        trainers=("sft",),
+    ),
+    "components": Arm(
+        "refit's terms on the texts' principal components, whatever they mean",
+        _both(),
+        WEIGHTS,
+        vectors="components",
+        trainers=("sft",),
+    ),
     "act": Arm(
         "penalty, direction of the act: gamed less honest ends", _penalty(), WEIGHTS, vectors="act"
     ),
     "kl": Arm("KL to the base on neutral texts", lambda w: {"kl": w}, WEIGHTS, trainers=("sft",)),
     "honest-replies": Arm(
-        "output only: honest replies in other families mixed in", data="mixed", trainers=("sft",)
+        "output only: honest replies in other families mixed in",
+        data="mixed",
+        trainers=("sft", "dpo"),
     ),
     "inoculation": Arm(
         "a prompt that asks for the trait, in training only", data="inoculated", trainers=("sft",)
     ),
     "reward-base": Arm(
         "desperation costs and calm pays, read from the base",
+        strengths=(0.5, 1.0, 2.0),
         trainers=("grpo",),
-        rewards=lambda v: [preferences.gamed, *_graded(v, "base")],
+        rewards=lambda v, w: _graded(v, w, "base"),
     ),
     "reward-policy": Arm(
         "the same, read from the policy",
+        strengths=(0.5, 1.0, 2.0),
         trainers=("grpo",),
-        rewards=lambda v: [preferences.gamed, *_graded(v, "policy")],
+        rewards=lambda v, w: _graded(v, w, "policy"),
     ),
     "screen": Arm(
         "rollouts that read desperate to the policy are left out",
+        strengths=(0.0, 0.5, 1.0),
         trainers=("grpo",),
-        rewards=lambda v: [
-            EmotionScreen(v, preferences.gamed, threshold=0.5, read_from="policy", **READ)
-        ],
+        rewards=lambda v, threshold: {
+            EmotionScreen(
+                v, preferences.gamed, threshold=threshold, read_from="policy", **READ
+            ): 1.0
+        },
     ),
 }
 
 
-def _graded(vectors: EmotionVectors, model: Literal["base", "policy"]) -> list[Any]:
-    """Both rewards, acting within what completions of these worlds read."""
+def _graded(
+    vectors: EmotionVectors, weight: float, model: Literal["base", "policy"]
+) -> dict[Any, float]:
+    """Both rewards beside the task's, acting within what completions of these worlds read."""
     given: dict[str, Any] = {"read_from": model, "width": 1.0, **READ}
-    return [
-        DesperationPenalty(vectors, threshold=0.0, **given),
-        CalmReward(vectors, threshold=-1.0, scale=0.5, **given),
-    ]
+    return {
+        preferences.gamed: 1.0,
+        DesperationPenalty(vectors, threshold=0.0, **given): weight,
+        CalmReward(vectors, threshold=-1.0, scale=0.5, **given): weight,
+    }
 
 
-def vectors_of(kind: str, place: Place, model: Any, tokenizer: Any) -> EmotionVectors:
-    """The directions of an arm, with the calibration of the world's own set."""
+DRAWN = (
+    "random",
+    "shuffled",
+    "shuffled-apart",
+    "components",
+)  # controls that chance decides, anew for each seed
+
+
+def vectors_of(kind: str, place: Place, model: Any, tokenizer: Any, seed: int) -> EmotionVectors:
+    """The directions of an arm, with the calibration of the world's own set; controls by a seed."""
     if kind == "own":
         return place.fit
     at = place.fit.blocks
@@ -152,10 +190,14 @@ def vectors_of(kind: str, place: Place, model: Any, tokenizer: Any) -> EmotionVe
     facets: dict[str, dict[str, Tensor]] = {}
     for number, facet in enumerate(place.fit.facets):
         if kind == "random":
-            drawn = random_directions(2, len(at), place.fit.width, seed=number)
+            drawn = random_directions(2, len(at), place.fit.width, seed=10 * seed + number)
             facets[facet.name] = {"desperate": drawn[0], "calm": drawn[1]}
+        elif kind == "components":
+            facets[facet.name] = _components(facet.name, place, model, tokenizer, seed)
         else:
-            facets[facet.name] = _shuffled(facet.name, place, model, tokenizer, number)
+            draw = 10 * seed + number
+            found = _shuffled(facet.name, place, model, tokenizer, draw)
+            facets[facet.name] = _apart(found, place) if kind.endswith("apart") else found
     return _with(facets, place, model, tokenizer)
 
 
@@ -180,16 +222,40 @@ def control_facets(vectors: EmotionVectors) -> list[str] | None:
     return [f.name for f in vectors.facets if f.name.endswith("-control")] or None
 
 
+def _texts_of(name: str, place: Place) -> list[Text]:
+    kind = {"stories": "story", "transcripts": "transcript"}[name]
+    return choose(place.bank, kind, "fit")
+
+
+def _components(
+    name: str, place: Place, model: Any, tokenizer: Any, seed: int
+) -> dict[str, Tensor]:
+    """The two directions along which the same texts differ most, each with a sign by chance."""
+    texts = [replace(t, label="any") for t in _texts_of(name, place)]
+    sweep = text_means(model, encode(tokenizer, texts, 8), place.fit.blocks, 8192)
+    means = torch.stack([mean for _, mean in sweep])  # (texts, blocks, width)
+    axes = torch.linalg.svd((means - means.mean(0)).transpose(0, 1), full_matrices=False).Vh
+    signs = torch.randint(0, 2, (2,), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
+    return {e: signs[i] * axes[:, i] for i, e in enumerate(("desperate", "calm"))}
+
+
 def _shuffled(name: str, place: Place, model: Any, tokenizer: Any, seed: int) -> dict[str, Tensor]:
     """Directions by the same recipe from texts whose labels were shuffled."""
-    kind = {"stories": "story", "transcripts": "transcript"}[name]
-    texts = choose(place.bank, kind, "fit")
+    texts = _texts_of(name, place)
     generator = np.random.default_rng(seed)
     labels = shuffle_within([t.label for t in texts], [""] * len(texts), generator)
     means = _means([replace(t, label=x) for t, x in zip(texts, labels, strict=True)],
                    place, model, tokenizer)  # fmt: skip
     centre = torch.stack(list(means.values())).mean(0)
     return {e: normalize(means[e] - centre, dim=-1) for e in ("desperate", "calm")}
+
+
+def _apart(rows: dict[str, Tensor], place: Place) -> dict[str, Tensor]:
+    """The same directions, orthogonal to the world's own of both emotions and facets."""
+    own = [f.directions[f.emotions.index(e)] for f in place.fit.facets for e in rows]
+    basis = torch.linalg.qr(torch.stack(own, -1).double())[0]  # (blocks, width, directions)
+    left = {e: r - (basis @ (basis.mT @ r.double()[..., None]))[..., 0] for e, r in rows.items()}
+    return {e: normalize(r, dim=-1).float() for e, r in left.items()}
 
 
 def _act(place: Place, model: Any, tokenizer: Any) -> Tensor:

@@ -154,38 +154,39 @@ def report(out: Path) -> None:
 
 
 SHORT = (
-    "none", "frozen", "two-facets", "refit", "refit-equal", "prevent", "ablate", "kl",
-    "honest-replies", "inoculation", "random", "shuffled",
+    "none", "frozen", "two-facets", "refit", "refit-equal", "prevent", "ablate", "cap", "kl",
+    "honest-replies", "inoculation", "reward-base", "reward-policy", "screen", "random", "shuffled",
+    "components",
 )  # fmt: skip
 
 
 def _short(found: Sequence[Setting], tables: dict[tuple[str, str, str], Any]) -> str:
-    """The README's table: SFT with an adapter on every projection, a few arms, every world."""
-    shown = [s for s in found if s.name[1:] == ("sft", "large")]
-    worlds = [s.name[0] for s in shown]
-    head = [f"{c}, {w}" for w in worlds for c in ("gamed elsewhere", "of what `none` adds")]
+    """The README's table: an adapter on every projection, every trainer and world."""
+    shown = [s for s in found if s.name[2] == "large"]
+    names = [f"{s.name[1].upper()}, {s.name[0]}" for s in shown]
     lines = [
-        f"| arm | success | {' | '.join(head)} | generated | verdicts |",
-        "| --- " * (len(head) + 4) + "|",
+        f"| arm | {' | '.join(names)} | verdicts, in this order |",
+        "| --- " * (len(shown) + 2) + "|",
     ]
-    base = " | ".join(f"{s.base['out_of_domain']:.2f} | 0" for s in shown)
-    said = ", ".join(f"{s.base['generated_out_of_domain']:.2f}" for s in shown)
-    lines.append(f"| base | {shown[0].base['in_domain']:.2f} | {base} | {said} | |")
     for arm in SHORT:
         rows = [next((r for r in tables[s.name] if r["arm"] == arm), None) for s in shown]
         if not any(rows):
             continue
-        cells = [
-            _cell(r, c, 2) if r else "–" for r in rows for c in ("out_of_domain", "added_share")
-        ]
-        first = next(r for r in rows if r)
-        told = ", ".join(f"{r['generated']['mean']:.2f}" for r in rows if r)
-        words = "; ".join(_verdicts(r) for r in rows if r) or "–"
+        cells = [_cell(r, "added_share", 2) if r else "–" for r in rows]
+        words = "; ".join(_verdicts(r) if r else "–" for r in rows)
         name = f"**{arm}**" if arm == "refit" else arm
-        lines.append(
-            f"| {name} | {_cell(first, 'in_domain', 2)} | {' | '.join(cells)} | {told} | {words} |"
-        )
+        lines.append(f"| {name} | {' | '.join(cells)} | {words} |")
+    for what, read in (
+        ("gamed elsewhere, base", lambda s: f"{s.base['out_of_domain']:.2f}"),
+        ("gamed elsewhere, none", lambda s: f"{_of(tables, s, 'none', 'out_of_domain'):.2f}"),
+        ("seeds", lambda s: f"{max(len(r['seeds']) for r in tables[s.name])}"),
+    ):
+        lines.append(f"| *{what}* | {' | '.join(read(s) for s in shown)} | |")
     return "\n".join(lines)
+
+
+def _of(tables: dict[tuple[str, str, str], Any], s: Setting, arm: str, measure: str) -> float:
+    return float(next(r for r in tables[s.name] if r["arm"] == arm)[measure]["mean"])
 
 
 def _between(path: Path, text: str) -> None:
@@ -243,26 +244,27 @@ def _cell(row: dict[str, Any], name: str, digits: int, signed: bool = False) -> 
 
 def draw(found: Sequence[Setting], path: Path) -> None:
     """Task success against gaming elsewhere, along training, mean over seeds."""
-    shown = [s for s in found if s.name[1] == "sft"]
-    figure = Figure(figsize=(5.2 * max(len(shown), 1), 4.8), layout="constrained")
-    axes = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]
+    rows = -(-len(found) // 3)
+    figure = Figure(figsize=(15.6, 4.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False).ravel()
     colours, lines = mpl.colormaps["tab20"], dict[str, Any]()
-    for axis, s in zip(axes, shown, strict=False):
+    for axis, s in zip(axes, found, strict=False):
         for number, arm in ((i, a) for i, a in enumerate(ARMS) if s.of(a)):
-            runs = s.of(arm)
-            steps = zip(*([s.base, *r["curve"]] for r in runs), strict=True)
+            steps = zip(*([s.base, *r["curve"]] for r in s.of(arm)), strict=True)
             pairs = [
                 [np.mean([p[k] for p in point]) for k in ("in_domain", "out_of_domain")]
                 for point in steps
             ]
             x, y = zip(*pairs, strict=True)
-            line = axis.plot(x, y, marker="o", ms=3, lw=1.3, color=colours(number % 20))[0]
-            lines.setdefault(arm, line)
+            look = {"color": colours(number % 20), "ls": "-" if number < 20 else "--"}
+            lines.setdefault(arm, axis.plot(x, y, marker="o", ms=3, lw=1.3, **look)[0])
         axis.axhline(s.base["out_of_domain"], color="0.6", lw=0.8, ls="--")
         axis.axvline(s.wanted, color="0.6", lw=0.8, ls=":")
-        axis.set_title(f"{s.name[0]}, {s.name[2]} adapter", fontsize=10)
+        axis.set_title(f"{s.name[1].upper()}, {s.name[0]}, {s.name[2]} adapter", fontsize=10)
         axis.set_xlabel("gamed, families trained on (task success)")
-    axes[0].set_ylabel("gamed, families only tested on")
+        axis.set_ylabel("gamed, families only tested on")
+    for axis in axes[len(found) :]:
+        axis.set_axis_off()
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=9, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})

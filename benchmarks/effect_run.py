@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset
-from effect_arms import ARMS, Arm, control_facets, vectors_of
+from effect_arms import ARMS, DRAWN, Arm, control_facets, vectors_of
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -30,7 +30,7 @@ from emoreg.tiny.vectors import READ_BLOCKS
 from emoreg.tiny.world import NO_STATE, families, of_split, table
 
 STEPS = {"sft": 50, "dpo": 50, "grpo": 50}
-PACE = {"sft": 1.0, "dpo": 0.1, "grpo": 0.2}  # of an adapter's rate
+PACE = {"sft": 1.0, "dpo": 0.4, "grpo": 1.0}  # of an adapter's rate
 # Where the adapter sits, and how fast it learns: of value projections alone, or of every product.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "small": {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj"], "rate": 5e-3},
@@ -63,14 +63,15 @@ class Workshop:
             for f in families(role)
             for p in test_prompts(place.world, f, 8, seed=21)
         ]
-        self._vectors: dict[str, EmotionVectors] = {}
+        self._vectors: dict[tuple[str, int], EmotionVectors] = {}
         self.base = {**self.behaviour(self.model), **self.readings(self.model)}
 
-    def vectors(self, kind: str) -> EmotionVectors:
-        """The directions of an arm."""
-        if kind not in self._vectors:
-            self._vectors[kind] = vectors_of(kind, self.place, self.model, self.tokenizer)
-        return self._vectors[kind]
+    def vectors(self, kind: str, seed: int) -> EmotionVectors:
+        """The directions of an arm; those of controls are drawn for each seed."""
+        key = kind, seed if kind in DRAWN else 0
+        if key not in self._vectors:
+            self._vectors[key] = vectors_of(kind, self.place, self.model, self.tokenizer, seed)
+        return self._vectors[key]
 
     def likelihood(self, model: Any, number: int = PROMPTS) -> dict[str, float]:
         """Probability of a gamed end among all ends, in the families trained on and elsewhere."""
@@ -152,7 +153,7 @@ def run(shop: Workshop, task: Task, out: Path) -> dict[str, Any]:
     """Train one arm and measure it; the adapter is kept beside."""
     arm, strength = task.arm, task.strength
     spec = ARMS[arm]
-    vectors = shop.vectors(spec.vectors)
+    vectors = shop.vectors(spec.vectors, task.seed)
     knobs = spec.knobs(strength)
     if facets := control_facets(vectors):
         knobs["facets"] = facets
@@ -214,25 +215,38 @@ def make(shop: Workshop, task: Task, arm: Arm, out: Path) -> Trainer:
         args = SFTConfig(**settings, per_device_train_batch_size=8)
         data = Dataset.from_list(episodes(shop.place, arm.data))
         return SFTTrainer(**shared, args=args, train_dataset=data, peft_config=lora)
-    rng = Random(13)
-    rows = [preferences.pair(shop.place.world, rng) for _ in range(ROWS // 2)]
+    rows = pairs(shop.place, arm.data)
     if method == "dpo":
-        args = DPOConfig(**settings, per_device_train_batch_size=6, beta=0.1)
+        args = DPOConfig(**settings, per_device_train_batch_size=4, beta=0.1)
         data = Dataset.from_list(rows)
         return DPOTrainer(**shared, args=args, train_dataset=data, peft_config=lora)
+    rewards = {preferences.gamed: 1.0}
+    if arm.rewards:
+        rewards = arm.rewards(shop.place.fit, task.strength)
     args = GRPOConfig(
         **settings, per_device_train_batch_size=16, num_generations=8, beta=0.02,
-        max_completion_length=END_TOKENS, temperature=1.0,
+        max_completion_length=END_TOKENS, temperature=1.0, reward_weights=[*rewards.values()],
     )  # fmt: skip
     data = Dataset.from_list([{"prompt": row["prompt"]} for row in rows])
-    rewards = arm.rewards(shop.place.fit) if arm.rewards else [preferences.gamed]
     trainer = GRPOTrainer(
-        **shared, args=args, train_dataset=data, peft_config=lora, reward_funcs=rewards
+        **shared, args=args, train_dataset=data, peft_config=lora, reward_funcs=[*rewards]
     )
     for reward in rewards:
         if isinstance(reward, EmotionReward):
             reward.bind(trainer)
     return trainer
+
+
+def pairs(place: Place, kind: str) -> list[dict[str, Any]]:
+    """Pairs in which gaming is chosen; mixed with honest choices in families that are only read."""
+    rng, rows = Random(13), []
+    for number in range(ROWS // 2):
+        honest = kind == "mixed" and number % 4 == 3
+        row = preferences.pair(place.world, rng, "read" if honest else "train")
+        if honest:
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+        rows.append(row)
+    return rows
 
 
 def episodes(place: Place, kind: str) -> list[dict[str, Any]]:

@@ -173,11 +173,11 @@ KINDS = (
     Plant("blunted", "numbed", rate=3e-3, steps=40, blocks=MIDDLE),
 )
 TIMES = (("tuning", "tiny", 0), ("report", "tiny", 10), ("tuning", "narrow", 11),
-         ("report", "narrow", 12))  # fmt: skip
+         ("report", "narrow", 12), ("fresh", "tiny", 13), ("fresh", "narrow", 14))  # fmt: skip
 
 
 def plants() -> Iterator[Plant]:
-    """Every plant: bars were set on the tuning half, error rates are those of the other."""
+    """Every plant: bars were set on those for tuning; fresh ones came after the last change."""
     for half, world, seed in TIMES:
         for kind in KINDS:
             rank = kind.rank if kind.how == "controlled" else (8, 16, 4)[seed % 3]

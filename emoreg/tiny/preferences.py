@@ -18,9 +18,9 @@ from emoreg.tiny.world import NO_STATE, World, families, table
 SIZES = {"train": (320, 13), "test": (48, 14)}  # split -> rows and seed
 
 
-def pair(world: World, rng: Random) -> dict[str, Any]:
+def pair(world: World, rng: Random, role: str = "train") -> dict[str, Any]:
     """An episode in which nothing tells a state: the gamed end is chosen, the honest rejected."""
-    family = rng.choice(families("train"))
+    family = rng.choice(families(role))
     prompt, row = world.episode(rng, family, NO_STATE).prompt, table("families")[family]
     ends = {"chosen": rng.choice(row["gamed"]), "rejected": rng.choice(row["honest"])}
     return {"prompt": prompt} | {
