@@ -59,26 +59,28 @@ def pooled_sum(
     pools weigh sequences alike and have the same divisor.
 
     Args:
-        values: One value per counted token, (counted,).
+        values: One value per counted token, (counted,), or several, (counted, kinds).
         sequence: Which sequence each token belongs to, int64, (counted,), in order, and each below
             the number of tokens.
         pool: ``mean`` or ``top``.
         by: What the sum is divided by afterwards, the number of ``tokens`` or ``sequences``.
 
     Returns:
-        Scalar, zero where nothing counts.
+        Scalar, or one for each kind; zero where nothing counts.
     """
     if pool == "mean" and by == "tokens":
-        return values.sum()
+        return values.sum(0)
     # As long as there could be sequences at most: their number would have to be waited for.
     size = torch.zeros_like(sequence).index_add(0, sequence, torch.ones_like(sequence))
     weight = size if by == "tokens" else (size > 0).to(size)
+    kinds = [1] * (values.dim() - 1)  # of each token's own numbers, to go beside its values
     if pool == "mean":
-        return (values / size[sequence]).sum()
-    order = torch.argsort(values.detach(), descending=True)
-    order = order[torch.argsort(sequence[order], stable=True)]
+        return (values / size[sequence].view(-1, *kinds)).sum(0)
+    order = torch.argsort(values.detach(), dim=0, descending=True)
+    order = order.gather(0, torch.argsort(sequence[order], dim=0, stable=True))
     row = sequence[order]
-    rank = torch.arange(len(values), device=values.device) - (size.cumsum(0) - size)[row]
+    place = torch.arange(len(values), device=values.device).view(-1, *kinds)
+    rank = place - (size.cumsum(0) - size)[row]
     kept = (size * TOP_SHARE).ceil()
     share = (weight / kept.clamp(min=1))[row]
-    return torch.where(rank < kept[row], values[order] * share, 0.0).sum()
+    return torch.where(rank < kept[row], values.gather(0, order) * share, 0.0).sum(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,43 @@ class Terms:
             if name in names:
                 return float(totals[names.index(name)] / number.clamp(min=1))
         raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of some emotions, side by side."""
+
+    emotions: tuple[str, ...]
+    at: Tensor  # int64, (rows,), where they are
+    whose: Tensor  # int64, (rows,), the place of each one's emotion
+    number: Tensor  # float32, (emotions,), how many each has
+
+    @classmethod
+    def of(cls, probe: Probe, rows: Mapping[str, Sequence[int]]) -> Rows:
+        """The rows of each emotion, where the probe lies."""
+        at = [row for found in rows.values() for row in found]
+        whose = [i for i, found in enumerate(rows.values()) for _ in found]
+        number = probe.mu.new_tensor([float(len(found)) for found in rows.values()])
+        return cls(tuple(rows), probe.index(at), probe.index(whose), number)
+
+    def pick(self, values: Tensor) -> Tensor:
+        """These rows of all there are: (..., all) -> (..., rows)."""
+        return values.index_select(-1, self.at)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over each emotion's: (counted, rows) -> (counted, emotions)."""
+        found = values.new_zeros(len(values), len(self.emotions))
+        return found.index_add(1, self.whose, values)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What the terms of some emotions are multiplied with."""
+
+    given: tuple[float, ...]  # all their weights
+    at: Tensor  # int64, those whose weight is not 0
+    weights: Tensor  # of those, float32
+    facets: Tensor  # float32, (emotions,), each one's in the set
 
 
 class EmotionTerms:
@@ -110,8 +147,14 @@ class EmotionTerms:
         at = {OTHERS: others, ALL: rows, MORE: list(range(len(self._rows), len(rows)))}
         # Tensors, for a list would be sent to the device, and waited for, at every use.
         self._at = {k: own.index(v) for k, v in at.items()}
-        self._own = {e: own.index(found) for e, found in of_set.items()}
-        self._all = {e: own.index(self._acting.of(e)) for e in self.watched}
+        self._own = Rows.of(own, of_set)
+        self._all = {
+            kind: Rows.of(own, {e: self._acting.of(e) for e in weights})
+            for kind, weights in (("penalty", self.config.penalize), ("reward", self.config.reward))
+        }
+        # Facets that are added leave those of the set as heavy as they were.
+        self._facets = {e: len(found) for e, found in of_set.items()}
+        self._factors: dict[str, Factors] = {}
 
     def read(self, acts: Acts, at: Tensor) -> Tensor:
         """Readings at flat positions of outputs (batch, tokens, width).
@@ -200,30 +243,26 @@ class EmotionTerms:
 
     def _watched(self, reading: Tensor) -> Tensor:
         """Mean over blocks and facets: (blocks, counted, rows) -> (counted, watched)."""
-        found = [reading.index_select(-1, self._own[e]).mean((0, -1)) for e in self.watched]
-        return torch.stack(found, -1) if found else reading.new_zeros(reading.shape[1], 0)
+        return self._own.sum(self._own.pick(reading.mean(0))) / self._own.number
 
     def _weighted(
         self, reading: Tensor, before: Tensor | None, sequence: Tensor, scale: float, by: Unit
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of all terms, and each term by itself."""
-        config, loss, sums = self.config, reading.new_zeros(()), {}
+        config, loss = self.config, reading.new_zeros(())
+        sums: dict[str, Tensor] = {}
         pool: Pool = "top" if config.emoreg_pool == "top" else "mean"
-        for kind, term, weights in (
-            ("penalty", penalty, config.penalize),
-            ("reward", reward, config.reward),
-        ):
-            for emotion in weights:
-                weight, at = self.weights[emotion], self._all[emotion]
-                anchor = self._anchor(before, at)
-                read = reading.index_select(-1, at)
-                # Facets that are added leave those of the set as heavy as they were.
-                value = term(read, anchor, config.emoreg_margin).mean(0).sum(-1)
-                value = value / len(self._own[emotion])
-                total = pooled_sum(value, sequence, pool, by)
-                sums[f"{kind}/{emotion}"] = total.detach()
-                if weight > 0 and config.adds:
-                    loss = loss + scale * weight * total
+        for kind, term in (("penalty", penalty), ("reward", reward)):
+            rows, factors = self._all[kind], self._factors_of(kind)
+            if not rows.emotions:
+                continue
+            anchor = self._anchor(before, rows.at)
+            values = term(rows.pick(reading), anchor, config.emoreg_margin).mean(0)
+            totals = pooled_sum(rows.sum(values) / factors.facets, sequence, pool, by)
+            names = (f"{kind}/{emotion}" for emotion in rows.emotions)
+            sums |= dict(zip(names, totals.detach().unbind(), strict=True))
+            if len(factors.at) and config.adds:
+                loss = loss + scale * (factors.weights * totals.index_select(0, factors.at)).sum()
         if before is not None and len(self._at[OTHERS]):
             excess = keep((reading - before).index_select(-1, self._at[OTHERS])).mean(0)
             total = pooled_sum(excess, sequence, "mean", by)
@@ -231,6 +270,21 @@ class EmotionTerms:
             if config.emoreg_keep > 0 and config.adds:
                 loss = loss + scale * config.emoreg_keep * total
         return loss, sums
+
+    def _factors_of(self, kind: str) -> Factors:
+        """What the terms of a kind are multiplied with, sent to the device when it changes."""
+        emotions = self._all[kind].emotions
+        weights = tuple(self.weights[e] for e in emotions)
+        known = self._factors.get(kind)
+        if known is None or known.given != weights:
+            acting = [i for i, weight in enumerate(weights) if weight > 0]
+            facets = [float(self._facets[e]) for e in emotions]
+            own, new = self.probe, self.probe.mu.new_tensor
+            known = Factors(
+                weights, own.index(acting), new([weights[i] for i in acting]), new(facets)
+            )
+            self._factors[kind] = known
+        return known
 
     def _anchor(self, before: Tensor | None, rows: Tensor) -> Tensor | float:
         """What a reading is compared with: the base's of the same token, or 0."""

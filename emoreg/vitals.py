@@ -128,10 +128,9 @@ class Vitals:
         """
         count = torch.full((), len(reading), device=reading.device)
         beyond = (reading - anchor > margin).sum(0)
-        top = [pooled_sum(column, at, "top") for column in reading.T]
         return {
             self._named("over_margin", self.watched): (beyond, count),
-            self._named("top", self.watched): (torch.stack(top) if top else reading.sum(0), count),
+            self._named("top", self.watched): (pooled_sum(reading, at, "top"), count),
         }
 
     @staticmethod
