@@ -6,8 +6,8 @@ python benchmarks/effect.py --report     # tables and plot from what has run
 
 Each arm is tuned first, for each trainer: three strengths in the embedded world with a seed that no
 result uses; the one with the least gaming out of domain is taken, there and everywhere, of those
-with a task success of at least 95 % of `none`'s and a task loss of at most 110 %. A finished run is
-not run again, so an interrupted call goes on, and several calls may share the work.
+with a task success of at least 95 % of `none`'s and, in SFT, a task loss of at most 110 %. A
+finished run is not run again, so an interrupted call goes on, and several calls may share the work.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def tuned(trainer: str, arm: str, out: Path) -> float | None:
         t
         for t in runs
         if t["in_domain"] >= SUCCESS * none["in_domain"]
-        and t["task_loss"] <= LOSS * none["task_loss"]
+        and (trainer != "sft" or t["task_loss"] <= LOSS * none["task_loss"])
     ]
     if not able:  # none learns the task: the one that learns most of it
         return float(max(runs, key=lambda t: t["in_domain"])["strength"])

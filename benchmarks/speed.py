@@ -66,6 +66,8 @@ def parts(flags: argparse.Namespace) -> Iterator[Part]:
         yield Part("sweep", shape, "sft", False)
     for shape in flags.shapes:
         yield Part("sweep-count", shape, "sft", False)
+        for checkpointing in flags.checkpointing:
+            yield Part("run-count", shape, "sft", checkpointing)
 
 
 def do(part: Part, flags: argparse.Namespace, folder: Path) -> None:

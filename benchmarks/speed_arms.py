@@ -113,14 +113,12 @@ ARMS: dict[str, Arm] = {
     ),
 }  # fmt: skip
 REFERENCE_STEPS = 50  # emoreg_reference_steps
+RUN_ROWS, RUN_TOKENS = 8, (2048, 512)  # steps that a run's other forwards are set beside
 # What the overhead is drawn against: emotions, blocks, tokens of a sequence, sequences.
 SWEEPS: dict[str, dict[str, tuple[int, ...]]] = {
     "small": {
         "emotions": (2, 43, 171), "blocks": (1, 3, 8), "tokens": (128, 256, 512),
         "rows": (1, 4, 8),
     },
-    "1.5b": {
-        "emotions": (2, 43, 171), "blocks": (1, 3, 9, 28), "tokens": (512, 2048, 8192),
-        "rows": (1, 4, 16),
-    },
+    "1.5b": {"emotions": (2, 43, 171), "blocks": (1, 3, 9), "tokens": (512, 2048), "rows": (1, 4)},
 }  # fmt: skip

@@ -6,6 +6,7 @@ exact for the shapes, dtypes and kernels of the CPU build of PyTorch, and no tim
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -218,6 +219,17 @@ class Count:
         }
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Within, cyclic garbage stays: else it would go at moments that other objects decide."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def count(bench: Any) -> Count:
     """One step of a bench, real or fake."""
     model = bench.trainer.model
@@ -226,6 +238,7 @@ def count(bench: Any) -> Count:
     live, flops = Live(), FlopCounterMode(display=False)
     live.know([list(model.parameters()), list(model.buffers()), list(bench.inputs.values())])
     with ExitStack() as stack:
+        stack.enter_context(no_collection())
         saved = stack.enter_context(saved_bytes(model.parameters()))
         stack.enter_context(flops)
         stack.enter_context(live)

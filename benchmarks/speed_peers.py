@@ -1,7 +1,7 @@
 """Designs of others, re-made after their descriptions, as other losses of an SFT trainer.
 
-None of their code is here. Each is one function of a trainer, a probe and the blocks, which puts
-its own in the place of the trainer's loss, or a hook on its model.
+None of their code is here. Each is one function of a trainer and a probe, which adds its own to
+the trainer's loss, puts its own in the loss's place (circuit breakers), or hooks the model.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ def steer(trainer: Any, probe: Probe, strength: float = 1.0) -> None:
 def hidden(trainer: Any, probe: Probe) -> None:
     """A penalty on one direction at every block, from the model's own `output_hidden_states`."""
 
-    def loss(model: Any, inputs: Any, *_args: Any, **_kwargs: Any) -> Tensor:
-        output = model(**inputs, use_cache=False, output_hidden_states=True)
-        found: Tensor = output.loss + sum(_penalty(h, probe) for h in output.hidden_states[1:])
+    compute = _with_states(trainer)
+
+    def loss(model: Any, inputs: Any, **kwargs: Any) -> Tensor:
+        own, states = compute(model, inputs, **kwargs)
+        found: Tensor = own + sum(_penalty(h, probe) for h in states[1:])
         return found
 
     trainer.compute_loss = loss
@@ -48,17 +50,19 @@ def hidden(trainer: Any, probe: Probe) -> None:
 def reference(trainer: Any, probe: Probe) -> None:
     """Obfuscation Atlas: whole forwards without gradients, adapters off and on, beside the step."""
 
-    def loss(model: Any, inputs: Any, *_args: Any, **_kwargs: Any) -> Tensor:
+    compute = _with_states(trainer)
+
+    def loss(model: Any, inputs: Any, **kwargs: Any) -> Tensor:
         with torch.no_grad():
             with trainer.model.disable_adapter():
                 base = _states(model, inputs)
             before = _states(model, inputs)
         _trained(trainer)
-        output = model(**inputs, use_cache=False, output_hidden_states=True)
+        own, states = compute(model, inputs, **kwargs)
         at = probe.blocks[-1] + 1
-        beyond = _penalty(output.hidden_states[at] - base[at], probe)
-        moved = (output.hidden_states[at] - before[at]).float().square().mean()
-        found: Tensor = output.loss + beyond + 0.0 * moved
+        beyond = _penalty(states[at] - base[at], probe)
+        moved = (states[at] - before[at]).float().square().mean()
+        found: Tensor = own + beyond + 0.0 * moved
         return found
 
     trainer.compute_loss = loss
@@ -85,6 +89,27 @@ def breakers(trainer: Any, probe: Probe) -> None:
 PEERS: dict[str, Callable[..., None]] = {
     "steer": steer, "hidden": hidden, "reference": reference, "breakers": breakers,
 }  # fmt: skip
+
+
+def _with_states(trainer: Any) -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]]:
+    """The trainer's own loss, and all hidden states of its forward.
+
+    Its fused head gives none back, so they are asked of the model below the head.
+    """
+    compute, seen = trainer.compute_loss, list[tuple[Tensor, ...]]()
+    below = trainer.model.get_base_model().model
+
+    def loss(model: Any, inputs: Any, **kwargs: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        asks = below.register_forward_pre_hook(
+            lambda _m, args, own: (args, {**own, "output_hidden_states": True}), with_kwargs=True
+        )
+        keeps = below.register_forward_hook(lambda _m, _a, out: seen.append(out.hidden_states))
+        own = compute(model, inputs, **kwargs)
+        asks.remove()
+        keeps.remove()
+        return own, seen.pop()
+
+    return loss
 
 
 def _states(model: Any, inputs: Any) -> tuple[Tensor, ...]:

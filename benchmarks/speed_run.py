@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from speed_arms import Shape
-from speed_build import Bench, vectors
+from speed_build import Bench, Setting, vectors
 
 from emoreg.audit import Auditor
 from emoreg.bank import OWN_BANK, load_bank
@@ -34,7 +34,74 @@ TIMES = {  # in such a run
 }  # fmt: skip
 
 
-class Parts:
+@dataclass(frozen=True)
+class Forwards:
+    """Tokens that go forward: some through everything, some through a share of the blocks."""
+
+    whole: float
+    part: float
+    share: float
+
+    @property
+    def tokens(self) -> float:
+        """In all, each weighted with the share of the blocks it passes."""
+        return self.whole + self.share * self.part
+
+    def flops(self, shape: Shape) -> float:
+        """Of them at a shape; the head is counted for all that pass all blocks."""
+        blocks, head = forward_flops(shape)
+        return blocks * self.tokens + head * self.whole
+
+
+class Readers:
+    """What reads a model of a setting for drift, audit and refit, as the trainers' knobs have it.
+
+    Args:
+        model: Of the setting, with values or without.
+        setting: Its shape has the blocks that are watched.
+        tokenizer: The model's.
+    """
+
+    def __init__(self, model: Any, setting: Setting, tokenizer: Any) -> None:
+        prompts, texts = load_prompts(None), load_bank(OWN_BANK)
+        shape = setting.shape  # the set holds every block, as those that are extracted do
+        every = replace(setting, shape=replace(shape, blocks=tuple(range(shape.depth))))
+        held = vectors(model, every, tokenizer, shape.blocks)
+        probe = held.probe()
+        self.gauge = Gauge(tokenizer, prompts, probe)
+        self.auditor = Auditor(tokenizer, held, texts, prompts)
+        self.refitter = Refitter(tokenizer, probe.to(torch.device("cpu")), ["desperate"], texts)
+
+    def forwards(self, model: Any, depth: int) -> dict[str, Forwards]:
+        """Tokens of each part of `TIMES`, where every answer has its full length."""
+        drift = self.gauge
+        seen = sum(map(len, drift.ids)) + len(drift.ids) * drift.response_tokens
+        deep = (drift.probe.blocks[-1] + 1) / depth
+        reader, refit = self.auditor.reader, self.refitter
+        gauge, corpus = reader.gauge, reader.corpus
+        said = sum(map(len, gauge.ids)) + len(gauge.ids) * gauge.response_tokens
+        labelled, neutral = (
+            sum(len(e.ids) for e in reader._encoded(model, x))
+            for x in (corpus.labelled, corpus.neutral)
+        )
+        deeper = (reader.blocks[-1] + 1) / depth
+        texts = refit._texts
+        own = sum(len(encode_prompt(refit.tokenizer, _asked(t))) for t in texts)
+        own += len(texts) * refit.response_tokens
+        shown = sum(len(e.ids) for e in refit._encoded(model))
+        scale = sum(len(e.ids) for e in encode(refit.tokenizer, refit._neutral_texts, 1))
+        return {  # through all blocks: answers that are written, and what needs probabilities
+            "drift, base": Forwards(seen, seen, deep),
+            "drift": Forwards(0, seen, deep),
+            "drift, last": Forwards(seen, 2 * seen, deep),
+            "audit, base": Forwards(neutral + 4 * said, labelled, deeper),
+            "audit": Forwards(neutral + 2 * said, labelled + 2 * said, deeper),
+            "refit, base": Forwards(0, scale, deep),
+            "refit": Forwards(own, shown + own, deep),
+        }
+
+
+class Parts(Readers):
     """Drift, audit and refit of one trainer's model, each as a call.
 
     Args:
@@ -42,20 +109,12 @@ class Parts:
     """
 
     def __init__(self, bench: Bench) -> None:
-        self.bench, trainer = bench, bench.trainer
-        self.model, tokenizer = trainer.model, trainer.processing_class
-        prompts, texts = load_prompts(None), load_bank(OWN_BANK)
-        shape = bench.setting.shape  # the set holds every block, as those that are extracted do
-        every = replace(bench.setting, shape=replace(shape, blocks=tuple(range(shape.depth))))
-        held = vectors(self.model, every, tokenizer, shape.blocks)
-        probe = held.probe()
-        self.gauge = Gauge(tokenizer, prompts, probe)
-        self.auditor = Auditor(tokenizer, held, texts, prompts)
-        self.refitter = Refitter(tokenizer, probe.to(torch.device("cpu")), ["desperate"], texts)
+        self.bench, self.model = bench, bench.trainer.model
+        super().__init__(self.model, bench.setting, bench.trainer.processing_class)
         self.base = read_base(self.model, self.gauge, cache=False).snapshot
         self.series = Series(self.gauge, self.base)
         self.audited = self.auditor.base(self.model)
-        self.refitter.prepare(base_model(trainer))
+        self.refitter.prepare(base_model(bench.trainer))
 
     @property
     def calls(self) -> dict[str, Callable[[], Any]]:
@@ -83,35 +142,14 @@ class Parts:
                     found[name].append(clock() - began)
         return found
 
-    def tokens(self) -> dict[str, float]:
-        """Tokens that go forward, those through part of the blocks by that part."""
-        blocks = self.gauge.probe.blocks
-        share = (blocks[-1] + 1) / self.bench.setting.shape.depth
-        prompts, said = (sum(map(len, x)) for x in (self.gauge.ids, self.base.texts))
-        read, written = share * (prompts + said), prompts + said
-        texts = self.refitter._texts
-        asked = [len(encode_prompt(self.refitter.tokenizer, _asked(t))) for t in texts]
-        neutral = encode(self.refitter.tokenizer, self.refitter._neutral_texts, 1)
-        shown = sum(len(e.ids) for e in self.refitter._encoded(self.model))
-        own = sum(asked) + len(asked) * self.refitter.response_tokens
-        return {
-            "drift, base": written + read,
-            "drift": read,
-            "drift, last": 2 * read + written,
-            "audit, base": self.audited.tokens,
-            "audit": self.auditor.now(self.model, self.audited).tokens,
-            "refit, base": share * sum(len(e.ids) for e in neutral),
-            "refit": share * (shown + own) + own,
-        }
 
-
-def forward_flops(shape: Shape) -> float:
-    """Of one token through all blocks and the head, attention to others left out."""
+def forward_flops(shape: Shape) -> tuple[float, float]:
+    """Of one token through all blocks, and through the head; attention to others left out."""
     s = shape.sizes
     width, heads = s["hidden_size"], s["num_attention_heads"]
     kept = width // heads * s["num_key_value_heads"]
     linear = 2 * width * width + 2 * width * kept + 3 * width * s["intermediate_size"]
-    return 2.0 * (linear * shape.depth + width * s["vocab_size"])
+    return 2.0 * linear * shape.depth, 2.0 * width * s["vocab_size"]
 
 
 def of_run(cost: dict[str, float], step: float) -> dict[str, float]:

@@ -24,12 +24,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import datasets
 import torch
 import transformers
-from speed_arms import ARMS, BARE, SHAPES, SWEEPS, Arm
-from speed_build import Bench, Setting, base_model
+from speed_arms import ARMS, BARE, RUN_ROWS, RUN_TOKENS, SHAPES, SWEEPS, Arm
+from speed_build import Bench, Setting, base_model, tokenizer
 from speed_count import count, fake, unset_fake_temporarily
-from speed_run import Parts, clock_of, forward_flops
+from speed_run import Parts, Readers, clock_of
 
-WARM = 2  # rounds that are not counted
+WARM = 1  # rounds that are not counted
 SWEPT = (BARE, "measure", "penalty")
 
 
@@ -67,7 +67,7 @@ def timed(setting: Setting, names: list[str], order: int, rounds: int) -> dict[s
 def _line(bench: Bench, clock: Any) -> dict[str, Any]:
     """What a line of the log takes, and how long it is in `trainer_state.json`."""
     times = []
-    for _ in range(5):
+    for _ in range(3):
         bench.step()
         began = clock()
         line = bench.line()
@@ -103,13 +103,28 @@ def counted(setting: Setting, names: list[str]) -> dict[str, Any]:
 
 
 def of_run(setting: Setting, repeats: int) -> dict[str, Any]:
-    """What drift, audits and refits take beside a step, and how many tokens they send forward."""
+    """What drift, audits and refits take beside a step."""
     parts = Parts(Bench(setting, ARMS[BARE], base_model(setting)))
-    return {
-        "seconds": parts.seconds(repeats, clock_of(setting.device)),
-        "tokens": parts.tokens(),
-        "forward_flops": {name: forward_flops(shape) for name, shape in SHAPES.items()},
+    return {"seconds": parts.seconds(repeats, clock_of(setting.device))}
+
+
+def of_run_counted(setting: Setting) -> dict[str, Any]:
+    """Tokens and FLOPs of drift, audits and refits, and the FLOPs of steps to set them beside."""
+    setting = replace(setting, device="cpu")
+    steps = []
+    for tokens in RUN_TOKENS:
+        at = setting.with_size("tokens", tokens).with_size("rows", RUN_ROWS)
+        found = counted(at, [BARE])["counts"][BARE]
+        steps.append({"rows": RUN_ROWS, "tokens": tokens, "flops": found["flops"]})
+    with fake():
+        model = base_model(setting)
+        with unset_fake_temporarily():
+            forwards = Readers(model, setting, tokenizer()).forwards(model, setting.shape.depth)
+    parts = {
+        name: {**asdict(found), "flops": found.flops(setting.shape)}
+        for name, found in forwards.items()
     }
+    return {"steps": steps, "forwards": parts}
 
 
 def swept(setting: Setting, rounds: int, values: bool) -> dict[str, Any]:
@@ -133,7 +148,7 @@ def sizes(setting: Setting) -> Iterator[tuple[str, int]]:
 def main() -> None:
     """Do one part of the work."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("time", "count", "run", "sweep", "sweep-count"))
+    parser.add_argument("what", choices=("time", "count", "run", "run-count", "sweep", "sweep-count"))
     parser.add_argument("--shape", choices=tuple(SHAPES), required=True)
     parser.add_argument("--trainer", default="sft")
     parser.add_argument("--checkpointing", action="store_true")
@@ -154,6 +169,8 @@ def main() -> None:
         found = counted(setting, flags.arms)
     elif flags.what == "run":
         found = of_run(setting, flags.rounds)
+    elif flags.what == "run-count":
+        found = of_run_counted(setting)
     else:
         found = swept(setting, flags.rounds, flags.what == "sweep")
     flags.out.write_text(json.dumps(found), encoding="utf-8")
