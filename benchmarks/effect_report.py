@@ -130,7 +130,13 @@ def settings(out: Path) -> list[Setting]:
         if run["seed"] != TUNING_SEED:
             found[run["world"], run["trainer"], run["adapter"]].append(run)
     kept = [Setting(name, runs) for name, runs in found.items()]
-    return [s for s in kept if s.of("none")]
+    return sorted((s for s in kept if s.of("none")), key=_place)
+
+
+def _place(s: Setting) -> tuple[bool, int, str]:
+    """The adapter on every projection first; then by trainer, then by world."""
+    world, trainer, adapter = s.name
+    return adapter != "large", ("sft", "dpo", "grpo").index(trainer), world
 
 
 def report(out: Path) -> None:
@@ -156,7 +162,7 @@ def report(out: Path) -> None:
 SHORT = (
     "none", "frozen", "two-facets", "refit", "refit-equal", "prevent", "ablate", "cap", "kl",
     "honest-replies", "inoculation", "reward-base", "reward-policy", "screen", "random", "shuffled",
-    "components",
+    "shuffled-apart", "components",
 )  # fmt: skip
 
 

@@ -173,7 +173,8 @@ KINDS = (
     Plant("blunted", "numbed", rate=3e-3, steps=40, blocks=MIDDLE),
 )
 TIMES = (("tuning", "tiny", 0), ("report", "tiny", 10), ("tuning", "narrow", 11),
-         ("report", "narrow", 12), ("fresh", "tiny", 13), ("fresh", "narrow", 14))  # fmt: skip
+         ("report", "narrow", 12), ("fresh", "tiny", 13), ("fresh", "narrow", 14),
+         ("fresh", "tiny", 15), ("fresh", "narrow", 16))  # fmt: skip
 
 
 def plants() -> Iterator[Plant]:

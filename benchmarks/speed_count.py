@@ -219,6 +219,24 @@ class Count:
         }
 
 
+def _attention(query: Any, key: Any, *_args: Any, **_kwargs: Any) -> int:
+    """Two products, of all pairs of tokens as PyTorch counts them elsewhere, masked or not."""
+    rows, heads, tokens, width = query
+    return 4 * int(rows * heads * tokens * key[-2] * width)
+
+
+def _attention_backward(_grad: Any, query: Any, key: Any, *_args: Any, **_kwargs: Any) -> int:
+    """Five products: one is made again."""
+    return _attention(query, key) * 5 // 2
+
+
+# PyTorch's counter does not know what runs on a CPU.
+ATTENTION = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
 @contextmanager
 def no_collection() -> Iterator[None]:
     """Within, cyclic garbage stays: else it would go at moments that other objects decide."""
@@ -235,7 +253,7 @@ def count(bench: Any) -> Count:
     model = bench.trainer.model
     if isinstance(next(model.parameters()), FakeTensor):
         blindfold(bench)
-    live, flops = Live(), FlopCounterMode(display=False)
+    live, flops = Live(), FlopCounterMode(display=False, custom_mapping=ATTENTION)
     live.know([list(model.parameters()), list(model.buffers()), list(bench.inputs.values())])
     with ExitStack() as stack:
         stack.enter_context(no_collection())

@@ -36,7 +36,6 @@ def steer(trainer: Any, probe: Probe, strength: float = 1.0) -> None:
 
 def hidden(trainer: Any, probe: Probe) -> None:
     """A penalty on one direction at every block, from the model's own `output_hidden_states`."""
-
     compute = _with_states(trainer)
 
     def loss(model: Any, inputs: Any, **kwargs: Any) -> Tensor:
@@ -49,7 +48,6 @@ def hidden(trainer: Any, probe: Probe) -> None:
 
 def reference(trainer: Any, probe: Probe) -> None:
     """Obfuscation Atlas: whole forwards without gradients, adapters off and on, beside the step."""
-
     compute = _with_states(trainer)
 
     def loss(model: Any, inputs: Any, **kwargs: Any) -> Tensor:

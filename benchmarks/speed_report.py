@@ -1,4 +1,4 @@
-"""Tables and JSON of the costs, from the parts that have run."""
+"""Ratios, shares and bars of the costs, from the parts that have run; their JSON and plot."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
-from speed_arms import AGAIN, ARMS, BARE, REFERENCE_STEPS, SHAPES, TRAINERS
-from speed_plot import draw
-from speed_readme import fill
-from speed_run import STEPS, TIMES, of_run
+from speed_arms import AGAIN, ARMS, BARE, EMOTIONS, SHAPES, SWEEPS, TRAINERS
+from speed_run import measuring, of_run
+from speed_tables import fill, table
 
 from emoreg.files import write_atomic
+
+mpl.use("agg")
+from matplotlib.figure import Figure
 
 RESULTS = Path("benchmarks/results")
 ACCUMULATED = (1, 8)  # micro-batches of a step that a run's shares are told for
 SMALL_BAR, RUN_BAR = 1.03, 1.05
-PLAIN = "–"
 Row = dict[str, Any]
 
 
@@ -31,28 +33,50 @@ def report(folder: Path, name: str, page: Path | None = None) -> None:
         name: Of the device.
         page: That is given the short table between its marks.
     """
-    parts = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))]
-    if not parts:
-        raise SystemExit(f"Nothing has run yet in {folder}; call this without --report first.")
-    rows, runs, sweeps = ratios(parts), run_shares(parts), scaling(parts)
+    path = RESULTS / f"speed-{name}.json"
+    parts = gathered(folder, path)
+    found = list(parts.values())
+    rows, runs, sweeps = ratios(found), run_shares(found), scaling(found)
     data = {
         "device": name,
-        "dates": sorted({p["date"] for p in parts}),
-        "versions": parts[-1]["versions"],
+        "dates": sorted({p["date"] for p in found}),
+        "versions": found[-1]["versions"],
         "unit": "ratios to the bare trainer of the same setting; time is measured, flops, peak and "
         "saved are counted unless `peak_measured`; null is not measured",
         "rows": rows,
-        "log_line": log_line(parts),
+        "log_line": log_line(found),
         "run": runs,
         "scaling": sweeps,
         "bars": bars(rows, runs),
+        "parts": {name: parts[name] for name in sorted(parts)},
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    write_atomic(RESULTS / f"speed-{name}.json", json.dumps(data, indent=1) + "\n")
-    draw(sweeps, RESULTS / "speed.svg")
+    write_atomic(path, written(data))
+    if sweeps:
+        draw(sweeps, RESULTS / "speed.svg")
     print(table(data))
     if page is not None:
         fill(data, page)
+
+
+def gathered(folder: Path, path: Path) -> dict[str, Row]:
+    """Parts by name: those that ran before and are kept in the result, and those of the folder.
+
+    Raises:
+        SystemExit: There are none.
+    """
+    kept = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
+    own = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")}
+    if not kept and not own:
+        raise SystemExit(f"Nothing has run yet in {folder}; call this without --report first.")
+    return {**kept, **own}
+
+
+def written(data: Row) -> str:
+    """As JSON, each part on one line."""
+    parts = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in data["parts"].items())
+    rest = json.dumps({k: v for k, v in data.items() if k != "parts"}, indent=1)
+    return f'{rest[:-2]},\n "parts": {{\n{parts}\n }}\n}}\n'
 
 
 def ratios(parts: Sequence[Row]) -> list[Row]:
@@ -123,27 +147,21 @@ def log_line(parts: Sequence[Row]) -> Row | None:
 def run_shares(parts: Sequence[Row]) -> list[Row]:
     """What drift, audits and refits take of a run: measured where it ran, counted elsewhere."""
     found = []
-    runs = [p for p in parts if p["what"] == "run"]
-    for part in runs:
-        cost = {k: float(np.median(v)) for k, v in part["seconds"].items()}
-        for n in ACCUMULATED:
-            about = _step_of(part["shape"], n)
-            found.append({**about, "is": "time", **of_run(cost, n * cost["step"])})
     for part in parts:
-        if part["what"] != "count" or part["trainer"] != "sft" or not runs:
-            continue
-        each = runs[0]["forward_flops"][part["shape"]]
-        cost = {k: each * t for k, t in runs[0]["tokens"].items()}
-        for n in ACCUMULATED:
-            about = {**_step_of(part["shape"], n), "checkpointing": part["checkpointing"]}
-            flops = n * part["counts"][BARE]["flops"]
-            found.append({**about, "is": "arithmetic", **of_run(cost, flops)})
+        about = {k: part[k] for k in ("shape", "checkpointing")}
+        if part["what"] == "run":
+            cost = {k: float(np.median(v)) for k, v in part["seconds"].items()}
+            tokens = SHAPES[part["shape"]].rows * SHAPES[part["shape"]].tokens
+            for n in ACCUMULATED:
+                shares = of_run(cost, n * cost["step"])
+                found.append({**about, "step_tokens": n * tokens, "is": "time", **shares})
+        if part["what"] == "run-count":
+            cost = {k: v["flops"] for k, v in part["forwards"].items()}
+            for step in part["steps"]:
+                tokens = step["rows"] * step["tokens"]
+                shares = of_run(cost, step["flops"])
+                found.append({**about, "step_tokens": tokens, "is": "arithmetic", **shares})
     return found
-
-
-def _step_of(shape: str, micro_batches: int) -> Row:
-    tokens = SHAPES[shape].rows * SHAPES[shape].tokens * micro_batches
-    return {"shape": shape, "step_tokens": tokens, "steps": STEPS, "checkpointing": True}
 
 
 def scaling(parts: Sequence[Row]) -> list[Row]:
@@ -159,8 +177,19 @@ def scaling(parts: Sequence[Row]) -> list[Row]:
                     counts = row["counts"]
                     at["flops"] = counts[arm]["flops"] / counts[BARE]["flops"]
                     at["peak"] = counts[arm]["peak"] / counts[BARE]["peak"]
+                    if arm == "measure":
+                        at["limit"] = limit(at) / counts[BARE]["flops"]
                 found.append(at)
     return found
+
+
+def limit(row: Row) -> int:
+    """FLOPs of measuring at a point of a sweep, by hand."""
+    shape = SHAPES[row["shape"]]
+    size = {"emotions": len(EMOTIONS), "blocks": len(shape.blocks), "tokens": shape.tokens,
+            "rows": shape.rows, row["what"]: row["size"]}  # fmt: skip
+    tokens = size["rows"] * (size["tokens"] - 1)  # the first of a sequence never counts
+    return measuring(shape.sizes["hidden_size"], size["emotions"], size["blocks"], tokens)
 
 
 def bars(rows: Sequence[Row], runs: Sequence[Row]) -> list[Row]:
@@ -190,91 +219,40 @@ def _met(most: float, value: float | None) -> Row:
     return {"most": most, "found": value, "met": None if value is None else value <= most}
 
 
-def table(data: Row) -> str:
-    """Everything as Markdown."""
-    lines = [
-        f"Device {data['device']}; " + ", ".join(f"{k} {v}" for k, v in data["versions"].items())
-    ]
-    for key in dict.fromkeys((r["shape"], r["trainer"], r["checkpointing"]) for r in data["rows"]):
-        shape, trainer, again = key
-        lines += [
-            "",
-            f"### {shape}, {trainer.upper()}, {'with' if again else 'without'} checkpointing",
-            "",
-        ]
-        lines += [
-            "| arm | time (measured) | quartiles | processes | FLOPs (counted) | peak bytes | "
-            "saved bytes (counted) |",
-            "| --- " * 7 + "|",
-        ]
-        rows = [r for r in data["rows"] if (r["shape"], r["trainer"], r["checkpointing"]) == key]
-        lines += map(_line, rows)
-    return "\n".join([*lines, "", *_runs(data), "", *_bars(data)])
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Overhead over each size: times as points with quartiles, FLOPs as the limit below them."""
+    shapes = [s for s in SWEEPS if any(r["shape"] == s for r in rows)]
+    kinds = ("emotions", "blocks", "tokens", "rows")
+    figure = Figure(figsize=(13, 3.2 * max(len(shapes), 1)), layout="constrained")
+    axes = figure.subplots(max(len(shapes), 1), len(kinds), squeeze=False)
+    colours = {"measure": "C0", "penalty": "C1"}
+    for line, shape in zip(axes, shapes, strict=False):
+        for axis, what in zip(line, kinds, strict=True):
+            for arm, colour in colours.items():
+                own = [r for r in rows if (r["shape"], r["what"], r["arm"]) == (shape, what, arm)]
+                _points(axis, [r for r in own if "time" in r], arm, colour)
+                flops = sorted((r["size"], 100 * (r["flops"] - 1)) for r in own if "flops" in r)
+                if flops:
+                    axis.plot(*zip(*flops, strict=True), colour, ls="--", label=f"{arm}, FLOPs")
+                limit = sorted((r["size"], 100 * r["limit"]) for r in own if "limit" in r)
+                if limit:
+                    axis.plot(*zip(*limit, strict=True), "k:", label=f"{arm}, its products by hand")
+            sizes = SWEEPS[shape][what]
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(sizes, [str(size) for size in sizes])
+            axis.set_xlabel({"tokens": "tokens of a sequence", "rows": "sequences"}.get(what, what))
+            axis.axhline(0, color="0.7", lw=0.8)
+        line[0].set_ylabel(f"{shape}: added to a step, %")
+    if shapes:
+        handles, names = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
 
 
-def _line(row: Row) -> str:
-    time = row["time"]
-    cells = [row["arm"], *["not measured", PLAIN, PLAIN]]
-    if time:
-        low, high = time["quartiles"]
-        each = f"{min(time['processes']):.3f} to {max(time['processes']):.3f}"
-        cells = [row["arm"], f"{time['median']:.3f}", f"{low:.3f} to {high:.3f}", each]
-    peak = f"{row['peak']:.4f} counted" if row["peak"] else PLAIN
-    if "peak_measured" in row:
-        peak = f"{row['peak_measured']:.4f} measured"
-    cells += [_told(row["flops"], 4), peak, _told(row["saved"], 4)]
-    return f"| {' | '.join(cells)} |"
-
-
-def _told(value: float | None, digits: int) -> str:
-    return PLAIN if value is None else f"{value:.{digits}f}"
-
-
-def _runs(data: Row) -> list[str]:
-    lines = [
-        f"Shares of a run of {STEPS} steps, %:", "",
-        f"| shape, tokens of a step | checkpointing | is | {' | '.join(TIMES)} | together |",
-        "| --- " * (4 + len(TIMES)) + "|",
-    ]  # fmt: skip
-    for run in data["run"]:
-        shares = [f"{100 * run[k]:.2f}" for k in (*TIMES, "together")]
-        about = f"{run['shape']}, {run['step_tokens']} | {run['checkpointing']} | {run['is']}"
-        lines.append(f"| {about} | {' | '.join(shares)} |")
-    line = data["log_line"]
-    if line:
-        about = f"{line['values']} values, {line['bytes']} bytes of trainer_state.json"
-        lines += ["", f"A line of the log: {1000 * line['seconds']:.1f} ms, {about}."]
-    return [*lines, *_amortised(data["rows"])]
-
-
-def _amortised(rows: Sequence[Row]) -> list[str]:
-    """The base's readings where they are not taken on every step."""
-    lines = []
-    for row in rows:
-        if row["arm"] == "reference" and row["trainer"] == "sft":
-            by = {k: row[k] for k in ("shape", "checkpointing")}
-            measure = next(r for r in rows if r["arm"] == "measure" and by.items() <= r.items()
-                           and r["trainer"] == "sft")  # fmt: skip
-            of = "time" if row["time"] else "flops"
-            every, none = (
-                r["time"]["median"] if row["time"] else r["flops"] for r in (row, measure)
-            )
-            share = none + (every - none) / REFERENCE_STEPS
-            lines.append(
-                f"Measuring with the base on every {REFERENCE_STEPS}th step, {row['shape']}, "
-                f"checkpointing {row['checkpointing']}: {share:.4f} ({of})."
-            )
-    return ["", *lines]
-
-
-def _bars(data: Row) -> list[str]:
-    words = {True: "met", False: "MISSED", None: "not measured"}
-    lines = ["| bar | of | at most | found | |", "| --- | --- | --- | --- | --- |"]
-    for bar in data["bars"]:
-        kept = "with" if bar["checkpointing"] else "without"
-        about = f"{bar['arm']}, {bar['shape']}, {bar['trainer'].upper()}, {kept} checkpointing"
-        if "step_tokens" in bar:
-            about += f", {bar['step_tokens']} tokens a step"
-        value = _told(bar["found"], 4)
-        lines.append(f"| {about} | {bar['of']} | {bar['most']} | {value} | {words[bar['met']]} |")
-    return lines
+def _points(axis: Any, rows: Sequence[Row], arm: str, colour: str) -> None:
+    for row in sorted(rows, key=lambda r: r["size"]):
+        low, high = (100 * (q - 1) for q in row["time"]["quartiles"])
+        mid = 100 * (row["time"]["median"] - 1)
+        axis.errorbar(row["size"], mid, [[mid - low], [high - mid]], color=colour, marker="o", ms=4)
+    if rows:
+        axis.plot([], [], color=colour, marker="o", label=f"{arm}, time")

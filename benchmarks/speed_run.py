@@ -152,6 +152,13 @@ def forward_flops(shape: Shape) -> tuple[float, float]:
     return 2.0 * linear * shape.depth, 2.0 * width * s["vocab_size"]
 
 
+def measuring(width: int, emotions: int, blocks: int, tokens: int) -> int:
+    """FLOPs of reading two facets of so many emotions, two of them watched, by its products."""
+    rows, groups = 2 * emotions, 4  # what counts, colon, completion, prompt: means, then readings
+    block = groups * tokens * width + groups * width * rows + tokens * width * 4  # watched: four
+    return 2 * (blocks * block + (groups + blocks) * rows * emotions)
+
+
 def of_run(cost: dict[str, float], step: float) -> dict[str, float]:
     """Shares of a run's steps, from what each part and a step cost in one unit."""
     found = {name: TIMES[name] * cost[name] / (STEPS * step) for name in TIMES}

@@ -43,9 +43,9 @@ class _Room:
         if self.board is not None:
             self.journal.listeners.append(self.board)
         self.keepers: list[Callable[[Path], None]] = []
-        self._loan = Loan()
+        self._loan, self.saves = Loan(), Loan()
         console.shorten(trainer, self._loan, self._watched)
-        self._loan.go_around(trainer, "save_model", self._saving)
+        self.follow(trainer)
         if writes:
             sweep(self.journal.path.parent)
         logged = len(self.state.log_history)
@@ -70,9 +70,15 @@ class _Room:
             self.board.finish(report)
         self.close()
 
+    def follow(self, trainer: Trainer) -> None:
+        """Go around the method that every checkpoint begins with, unless it is done."""
+        if not self.saves.taken:
+            self.saves.go_around(trainer, "save_model", self._saving)
+
     def close(self) -> None:
         """Give back what was borrowed."""
         self._loan.give_back()
+        self.saves.give_back()
         if self.board is not None:
             self.board.guard.give_back()
         for tracker in self.trackers:
@@ -173,6 +179,20 @@ def keep(trainer: Trainer, keeper: Callable[[Path], None]) -> None:
     room = _room(trainer)
     assert room is not None
     room.keepers.append(keeper)
+
+
+def lost(trainer: Trainer) -> None:
+    """A step failed, maybe for good: give back what would stay on the trainer."""
+    room = _room(trainer)
+    if room is not None:
+        room.saves.give_back()
+
+
+def found(trainer: Trainer) -> None:
+    """The trainer went on after a step that failed."""
+    room = _room(trainer)
+    if room is not None:
+        room.follow(trainer)
 
 
 def logged(trainer: Trainer, guest: Any, logs: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from emoreg import quirks
+from emoreg import boards, quirks
 from emoreg.accumulation import loss_is_scaled
 from emoreg.control import Control
 from emoreg.host import Around, Loan, log_kind
@@ -71,6 +71,7 @@ class Borrowed:
                 self._read = True
                 if not self.guard.taken:
                     self.detach()
+                    boards.lost(self.trainer)
                     self._lost = True
                 raise
 

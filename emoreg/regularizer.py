@@ -160,6 +160,7 @@ class EmotionRegularizer(Borrowed, TrainerCallback):
         """Start the clock of a step, and watch from here on."""
         if self._lost:
             self.attach()
+            boards.found(self.trainer)
         if self._reader is not None:  # else detached by hand
             self._reader.begin(None, training=True)
         self._teller.examples.clear()
@@ -171,6 +172,7 @@ class EmotionRegularizer(Borrowed, TrainerCallback):
         """Check that the micro-batch had its term."""
         if self._lost:
             self.attach()
+            boards.found(self.trainer)
             return
         if self._reader is None:
             return

@@ -185,7 +185,9 @@ class Refits(Refitter):
 def controlled() -> control.Control:
     """A control with adaptive weights and refits, without a trainer."""
     made = object.__new__(control.Control)
-    made.trainer = SimpleNamespace(state=SimpleNamespace(global_step=7))
+    made.trainer = SimpleNamespace(
+        state=SimpleNamespace(global_step=7), accelerator=SimpleNamespace(autocast=nullcontext)
+    )
     made.terms = SimpleNamespace(weights={}, extend=lambda facets: list(facets))
     made._dual = Dual({"desperate": 0.1, "calm": 0.2}, 0.5, 0.05, 10.0, 0.1)
     made._refitter = Refits()

@@ -138,7 +138,7 @@ def test_the_commands_were_found() -> None:
         ("emoreg train sft --config tiny/sft/none", "neither a file nor the name of a recipe"),
         ("accelerate launch --config_file accelerate_configs/no.yaml recipes/sft.py", "no file"),
         ("accelerate launch --config_fil x recipes/sft.py", "--config_fil"),
-        ("python benchmarks/step_time.py --step 3 --batches 2", "--batches"),
+        ("python benchmarks/speed.py --orders 3 --batches 2", "--batches"),
         ("python benchmarks/no.py", "no file benchmarks/no.py"),
         ("make dmeo", "no target dmeo"),
         ("pip install -e .[wadnb]", "no extra wadnb"),

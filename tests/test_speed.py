@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import pytest
 import torch
 import torch._dynamo
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from speed_arms import ARMS, BARE, EMOTIONS, SHAPES, Arm, Shape
 from speed_build import Bench, Setting, base_model
 from speed_count import (
+    ATTENTION,
     PRODUCTS,
     WAITS,
     Ops,
@@ -28,6 +32,7 @@ from speed_count import (
     saved_bytes,
     unset_fake_temporarily,
 )
+from speed_run import Parts, measuring
 
 SIZES = {
     **SHAPES["small"].sizes, "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128,
@@ -38,6 +43,8 @@ TABLE = {
     **ARMS, PAIR: Arm(PAIR, {"penalize": {"desperate": 0.01}, "reward": {"calm": 0.01}}),
 }  # fmt: skip
 SHAPE = Shape(SIZES, rows=2, tokens=24, dtype="float32", blocks=(1, 2), rank=4)
+
+FLAT = replace(SHAPE, sizes={**SIZES, "num_hidden_layers": 2}, blocks=(0, 1))
 
 
 def built(arm: str, trainer: str = "sft", shape: Shape = SHAPE, **changes: Any) -> Bench:
@@ -197,7 +204,7 @@ def test_as_many_operations_run_for_all_emotions_as_for_two() -> None:
     "trainer", ["sft", *(pytest.param(t, marks=pytest.mark.slow) for t in ("dpo", "grpo"))]
 )
 def test_a_step_without_values_is_the_arithmetic_of_a_real_one(trainer: str) -> None:
-    setting = Setting(SHAPE, trainer, False, "cpu")
+    setting = Setting(FLAT, trainer, False, "cpu")
     counts = []
     for real, context in ((nullcontext, nullcontext()), (unset_fake_temporarily, fake())):
         with context:
@@ -210,14 +217,47 @@ def test_a_step_without_values_is_the_arithmetic_of_a_real_one(trainer: str) -> 
     assert counts[0].peak == pytest.approx(counts[1].peak, rel=0.2)
 
 
+@pytest.mark.slow
+def test_a_step_counted_again_is_the_same_to_the_byte() -> None:
+    setting, counts = Setting(FLAT, "sft", True, "cpu"), []
+    with fake():
+        base = base_model(setting)
+        for arm in (BARE, "penalty", BARE):
+            bench = Bench(setting, ARMS[arm], base, unset_fake_temporarily, optim="adamw_torch")
+            counts.append(count(bench))
+    assert counts[0] == counts[2]
+    assert counts[0] != counts[1]  # control: another step is told apart
+
+
+def test_products_of_attention_are_counted_on_a_cpu() -> None:
+    rows, heads, tokens, width = 2, 3, 16, 8
+    q = torch.randn(rows, heads, tokens, width, requires_grad=True)
+    found = {}
+    for name, mapping in (("with", ATTENTION), ("without", {})):
+        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+            scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
+        found[name] = counter.get_total_flops()
+    assert found["with"] == 14 * rows * heads * tokens * tokens * width  # seven products
+    assert found["without"] == 0  # control: PyTorch's counter leaves them out
+
+
+@pytest.mark.slow
+def test_the_tokens_told_of_an_audit_are_those_that_went_forward() -> None:
+    shape = replace(SHAPE, sizes={**SIZES, "num_hidden_layers": 8})
+    parts = Parts(built(BARE, shape=shape))
+    told = parts.forwards(parts.model, shape.depth)
+    assert told["audit, base"].tokens == pytest.approx(parts.audited.tokens)
+    now = parts.auditor.now(parts.model, parts.audited)
+    assert told["audit"].tokens == pytest.approx(now.tokens)
+    assert told["audit"].tokens != told["audit, base"].tokens  # control: they are two amounts
+
+
 def test_what_measuring_adds_is_its_products_by_hand() -> None:
     added = count(made("measure")).flops - count(made(BARE)).flops
     tokens = SHAPE.rows * (SHAPE.tokens - 1)  # the first of a sequence never counts
-    width, blocks, emotions = SIZES["hidden_size"], len(SHAPE.blocks), len(EMOTIONS)
-    rows, groups = 2 * emotions, 4  # what counts, colon, completion, prompt
-    block = groups * tokens * width + groups * width * rows + tokens * width * 4  # four are watched
-    facets = (groups + blocks) * rows * emotions
-    assert added == 2 * (blocks * block + facets)
+    size = SIZES["hidden_size"], len(EMOTIONS), len(SHAPE.blocks)
+    assert added == measuring(*size, tokens)
+    assert added != measuring(*size, tokens + 1)  # control: one token more would be seen
 
 
 # --- compiling ------------------------------------------------------------------------------
