@@ -14,7 +14,7 @@ UNFINISHED := $(VENV)/.unfinished
 PYTEST := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all works-with effect audit survival soak lint clean
+.PHONY: help demo test test-all works-with effect audit survival soak speed lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,8 @@ works-with: $(READY) ## write the works-with tables from recorded outcomes; ARGS
 	$(BIN)/python tests/works_with.py $(ARGS)
 
 effect: $(READY) ## compare every method on small worlds, hours; goes on where it stopped
-	$(BIN)/python benchmarks/effect.py $(ARGS)
-	$(BIN)/python benchmarks/effect.py --trainers sft --adapter large --arms none two-facets refit frozen prevent random shuffled honest-replies $(ARGS)
+	$(BIN)/python benchmarks/effect.py --trainers sft $(ARGS)
+	$(BIN)/python benchmarks/effect.py --adapter large $(ARGS)
 	$(BIN)/python benchmarks/effect.py --audit
 	$(BIN)/python benchmarks/effect.py --report
 	@echo "emoreg: wrote benchmarks/RESULTS.md and benchmarks/results/effect.json"
@@ -49,6 +49,9 @@ survival: $(READY) ## kill 90 short runs at random moments, resume and compare; 
 
 soak: $(READY) ## 2,000 steps with everything on: is memory flat
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py $(ARGS)
+
+speed: $(READY) ## what emoreg costs a step and a run, beside the bare trainer and peers' designs, hours
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed.py $(ARGS)
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/ruff check .

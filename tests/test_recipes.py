@@ -21,7 +21,7 @@ from emoreg.shipped import located
 
 RECIPES = sorted(Path("recipes").rglob("*.yaml"))
 HUB = [p for p in RECIPES if p.parts[1] != "tiny"]
-CONTROL = {"emoreg_penalize", "emoreg_reward", "emoreg_keep", "emoreg_facets", "emoreg_pool"}
+CONTROL = {f"emoreg_{n}" for n in ("penalize", "reward", "keep", "facets", "pool", "refit_steps")}
 NAMES = {"output_dir", "run_name"}
 FAMILIES = {"smollm2": "llama", "qwen2.5": "qwen2", "llama": "llama", "gemma": "gemma3_text"}
 USUAL = {"smollm2-135m-instruct/sft", "gemma-3-1b-it/dpo"}  # the others are slow
