@@ -15,8 +15,10 @@ from the one that the refusal names; without a whole checkpoint it starts again.
 all pieces must be those of the uninterrupted run. Not compared: times, `train_loss` of the summary
 and `num_tokens`, which the host counts anew after a resume.
 
-One difference is the host's: resumed from the checkpoint of its very last step, `Trainer` trains a
-step more unless an epoch ends there. Kills so late are counted by themselves as well.
+Two differences of the host's are kept out, which are there without emoreg too: resumed from the
+checkpoint of its very last step, `Trainer` trains a step more unless an epoch ends there, as here;
+and GRPO's sampler starts anew on a resume, so that a second epoch has another order: here is one.
+Kills after the last checkpoint are counted by themselves as well.
 
 What is done is kept in benchmarks/results/survival.json; the command goes on from there.
 """
@@ -101,7 +103,11 @@ class Bench:
             log = os.open(run / "log.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            os._exit(worker.work(self.trainer, run, resume, point))
+            status = worker.FAILED
+            try:
+                status = worker.work(self.trainer, run, resume, point)
+            finally:
+                os._exit(status)  # whatever it raises is the parent's business no more
         while at and _used(child) < at:
             if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 break

@@ -97,9 +97,11 @@ def make(name: str, place: Place) -> Any:
     """A trainer with every part of emoreg that has a state; it writes below the present folder."""
     kind, config, data, more = TRAINERS[name]
     torch.manual_seed(0)
-    # Eight rows are four steps. Where no epoch ends at the last step, `Trainer` trains one step
-    # more when it goes on from that step's checkpoint, with or without emoreg.
-    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()[:8]]
+    # An epoch ends at the last step: else `Trainer` trains one step more when it goes on from that
+    # step's checkpoint, with or without emoreg. GRPO's is one epoch: TRL's sampler of prompts has
+    # a generator of its own, which a resumed run starts anew, so that a second epoch differs.
+    number = 16 if name == "grpo" else 8
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()[:number]]
     trainer = kind(
         model=AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32),
         args=config(OUT, **{**SETTINGS, **more}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from emoreg.meter import Meter
 from emoreg.reader import Reader
 
 
-class Borrowed:
+class Borrowed(ABC):
     """The trainer's methods with the terms around them: the half of `EmotionRegularizer` that acts.
 
     The other half, which is a callback of the trainer, holds all state and says when.
@@ -33,9 +34,9 @@ class Borrowed:
     _stepping: bool
     _evaluating: bool
 
+    @abstractmethod
     def detach(self) -> None:
         """Give every borrowed method back."""
-        raise NotImplementedError
 
     def _borrow(self) -> None:
         """Go around every method of the trainer that sees a batch, a loss or a line of the log."""
