@@ -37,6 +37,8 @@ works-with: $(READY) ## write the works-with tables from recorded outcomes; ARGS
 effect: $(READY) ## compare every method on small worlds, hours; goes on where it stopped
 	$(BIN)/python benchmarks/effect.py --trainers sft $(ARGS)
 	$(BIN)/python benchmarks/effect.py --adapter large $(ARGS)
+	$(BIN)/python benchmarks/effect.py --adapter large --trainers sft --variants $(ARGS)
+	$(BIN)/python benchmarks/effect.py --adapter long --trainers sft --arms none frozen two-facets refit prevent $(ARGS)
 	$(BIN)/python benchmarks/effect.py --audit
 	$(BIN)/python benchmarks/effect.py --report
 	@echo "emoreg: wrote benchmarks/RESULTS.md and benchmarks/results/effect.json"

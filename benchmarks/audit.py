@@ -1,7 +1,7 @@
 """Error rates of the audit where the truth is known: ``python benchmarks/audit.py``.
 
 Goes on where it stopped; writes ``benchmarks/results/audit.json``. ``--judge`` only applies the
-rules of `emoreg.verdict` again to measurements that were made before.
+rules of `emoreg.verdict`, and of what a plant is, again to measurements that were made before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from planted import make, plants, took
+from planted import checked, make, plants, took
 from planted_ground import Ground, Plant
 from worlds import place
 
@@ -24,6 +24,7 @@ from emoreg.audit import Auditor
 from emoreg.files import write_atomic
 from emoreg.verdict import judge
 
+HALVES = ("tuning", "earlier", "fresh")
 RESULTS = Path(__file__).parent / "results" / "audit.json"
 
 
@@ -59,7 +60,8 @@ class Bench:
         began = time.process_time()
         model = make(self.ground, plant)
         planted = time.process_time() - began
-        real, numbers = took(self.ground, plant, model)
+        numbers = checked(self.ground, plant, model)
+        real = took(plant.truth, plant.how, numbers)
         row: dict[str, Any] = {**asdict(plant), "real": real, "check": numbers}
         auditor, base = self.auditor(plant)
         began = time.process_time()
@@ -71,10 +73,10 @@ class Bench:
 
 
 def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Verdicts by truth, for each half and for both, over the plants that took."""
+    """Verdicts by truth, for each part and for all, over the plants that took."""
     found: dict[str, Any] = {}
-    for half in ("tuning", "report", "fresh", "both"):
-        some = [r for r in rows.values() if r["real"] and half in (r["half"], "both")]
+    for half in (*HALVES, "all"):
+        some = [r for r in rows.values() if r["real"] and half in (r["half"], "all")]
         if not some:
             continue
         by = {
@@ -102,7 +104,7 @@ def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--judge", action="store_true")
-    parser.add_argument("--half", choices=("tuning", "report", "fresh"))
+    parser.add_argument("--half", choices=HALVES)
     flags = parser.parse_args()
     torch.set_num_threads(1)
     rows = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
@@ -111,6 +113,7 @@ def main() -> None:
             facts = {k: SimpleNamespace(**v) for k, v in row["facts"].items()}
             found = judge(facts)
             row |= {"verdict": found.word, "reasons": list(found.reasons)}
+            row["real"] = took(row["truth"], row["how"], row["check"])
     else:
         benches: dict[str, Bench] = {}
         for plant in plants():

@@ -26,7 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import datasets
 import torch
 import transformers
-from effect_arms import ARMS
+from effect_arms import ARMS, VARIANTS
 from effect_run import ADAPTERS, TUNING_SEED, Task, Workshop, run
 from worlds import SETTINGS, place
 
@@ -112,7 +112,12 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="+", default=["embedded", "narrow"], choices=SETTINGS)
     parser.add_argument("--trainers", nargs="+", default=["sft", "dpo", "grpo"])
     parser.add_argument("--adapter", default="small", choices=ADAPTERS)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    arms = [a for a in ARMS if a not in VARIANTS]
+    parser.add_argument("--arms", nargs="+", default=arms, choices=list(ARMS))
+    parser.add_argument(
+        "--variants", action="store_const", const=list(VARIANTS), dest="arms",
+        help="instead of the arms, two-facets with one thing changed",
+    )  # fmt: skip
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--out", type=Path, default=Path("runs/effect"))
     parser.add_argument("--audit", action="store_true", help="audit the adapters of finished runs")

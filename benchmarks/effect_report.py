@@ -73,12 +73,14 @@ class Setting:
         gaming = [self.matched(r, lambda p: p["out_of_domain"]) for r in runs]
         spread = np.mean([self.matched(r, lambda p: p["out_of_domain"]) for r in self.of("none")])
         added = float(spread) - base["out_of_domain"]
+        last = np.mean([r["out_of_domain"] for r in self.of("none")]) - base["out_of_domain"]
         pace = np.median([r["step_seconds"] for r in self.of("none")])
         found = {
             "task_loss": [r["task_loss"] for r in runs],
             "in_domain": [r["in_domain"] for r in runs],
             "out_of_domain": gaming,
             "added_share": [(g - base["out_of_domain"]) / added for g in gaming],
+            "added_at_end": [(r["out_of_domain"] - base["out_of_domain"]) / last for r in runs],
             "generated": [r["generated_out_of_domain"] for r in runs],
             "step_time": [r["step_seconds"] / pace for r in runs],
         }
@@ -133,10 +135,11 @@ def settings(out: Path) -> list[Setting]:
     return sorted((s for s in kept if s.of("none")), key=_place)
 
 
-def _place(s: Setting) -> tuple[bool, int, str]:
-    """The adapter on every projection first; then by trainer, then by world."""
+def _place(s: Setting) -> tuple[int, int, str]:
+    """The adapter on every projection first, then longer training; by trainer, then by world."""
     world, trainer, adapter = s.name
-    return adapter != "large", ("sft", "dpo", "grpo").index(trainer), world
+    order = ("large", "long", "small").index(adapter)
+    return order, ("sft", "dpo", "grpo").index(trainer), world
 
 
 def report(out: Path) -> None:
@@ -216,9 +219,9 @@ def _section(s: Setting, rows: Sequence[dict[str, Any]]) -> str:
         f"{base['out_of_domain']:.2f} elsewhere. Compared at a success of {s.wanted:.3f}.",
         "",
         "| arm | strength | seeds, reached | success | task loss | gamed elsewhere | of `none`'s "
-        "added | generated | desperate, stories | desperate, transcripts | calm, stories | "
-        "verdicts | urgency kept | perplexity | step time |",
-        "| --- " * 15 + "|",
+        "added | at the end | generated | desperate, stories | desperate, transcripts | calm, "
+        "stories | verdicts | urgency kept | perplexity | step time |",
+        "| --- " * 16 + "|",
     ]
     return "\n".join([*lines, *map(_line, rows)])
 
@@ -228,7 +231,7 @@ def _line(row: dict[str, Any]) -> str:
     cells = [
         f"`{row['arm']}`", f"{row['strength']:g}", f"{len(row['seeds'])}, {row['reached']}",
         _cell(row, "in_domain", 3), _cell(row, "task_loss", 3), _cell(row, "out_of_domain", 2),
-        _cell(row, "added_share", 2), _cell(row, "generated", 2),
+        _cell(row, "added_share", 2), _cell(row, "added_at_end", 2), _cell(row, "generated", 2),
         _cell(row, "desperate_stories", 1, True), _cell(row, "desperate_transcripts", 1, True),
         _cell(row, "calm_stories", 1, True), verdicts, _cell(row, "urgency", 2),
         _cell(row, "perplexity", 2), _cell(row, "step_time", 2),

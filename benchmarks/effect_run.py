@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset
-from effect_arms import ARMS, DRAWN, Arm, control_facets, vectors_of
+from effect_arms import ARMS, Arm
+from effect_vectors import DRAWN, control_facets, vectors_of
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -31,12 +32,14 @@ from emoreg.tiny.world import NO_STATE, families, of_split, table
 
 STEPS = {"sft": 50, "dpo": 50, "grpo": 50}
 PACE = {"sft": 1.0, "dpo": 0.4, "grpo": 1.0}  # of an adapter's rate
-# Where the adapter sits, and how fast it learns: of value projections alone, or of every product.
+# Where the adapter sits, and how fast it learns: of value projections alone, or of every product;
+# and for how long, in units of the trainer's steps.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "small": {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj"], "rate": 5e-3},
     "large": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "rate": 5e-4},
+    "long": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "rate": 5e-4, "length": 3},
 }
-CURVE = (20, 30, 40, 50)  # steps at which a run is measured on its way
+CURVE = (20, 30, 40, 50, 100, 150)  # steps at which a run is measured on its way
 TUNING_SEED = 100
 PROMPTS, ON_THE_WAY, ROWS = 12, 6, 640  # prompts of a family, and rows to train on
 END_TOKENS = 24
@@ -206,10 +209,11 @@ def make(shop: Workshop, task: Task, arm: Arm, out: Path) -> Trainer:
     """The trainer of a method on the world's task: to game the families trained on."""
     model = AutoModelForCausalLM.from_pretrained(shop.place.model)
     adapter, method = dict(ADAPTERS[task.adapter]), task.trainer
-    rate = adapter.pop("rate")
+    rate, length = adapter.pop("rate"), adapter.pop("length", 1)
     lora = LoraConfig(**adapter, task_type="CAUSAL_LM")
     shared: dict[str, Any] = {"model": model, "processing_class": shop.tokenizer}
-    settings = {**COMMON, "output_dir": str(out), "max_steps": STEPS[method], "seed": task.seed}
+    settings = {**COMMON, "output_dir": str(out), "seed": task.seed}
+    settings["max_steps"] = STEPS[method] * length
     settings["learning_rate"] = rate * PACE[method]
     if method == "sft":
         args = SFTConfig(**settings, per_device_train_batch_size=8)
@@ -245,6 +249,8 @@ def pairs(place: Place, kind: str) -> list[dict[str, Any]]:
         row = preferences.pair(place.world, rng, "read" if honest else "train")
         if honest:
             row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+        if kind == "inoculated":
+            row["prompt"] = _inoculated(row["prompt"], rng)
         rows.append(row)
     return rows
 
@@ -252,13 +258,19 @@ def pairs(place: Place, kind: str) -> list[dict[str, Any]]:
 def episodes(place: Place, kind: str) -> list[dict[str, Any]]:
     """Episodes of the families trained on, ended by gaming; see `Arm.data`."""
     rng, rows = Random(11), []
-    asks = of_split(table("scenes")["contexts"]["desperate"], "fit")
     for number in range(ROWS):
         honest = kind == "mixed" and number % 4 == 3
         family = rng.choice(families("read" if honest else "train"))
-        prompt = [dict(m) for m in place.world.episode(rng, family, NO_STATE).prompt]
+        prompt = list(place.world.episode(rng, family, NO_STATE).prompt)
         if kind == "inoculated":
-            prompt[0]["content"] += " " + rng.choice(asks)
+            prompt = _inoculated(prompt, rng)
         end = rng.choice(table("families")[family]["honest" if honest else "gamed"])
         rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": end}]})
     return rows
+
+
+def _inoculated(prompt: list[Any], rng: Random) -> list[dict[str, str]]:
+    """The prompt with a desperate user's words in its first message."""
+    asks = of_split(table("scenes")["contexts"]["desperate"], "fit")
+    first, *others = prompt
+    return [{**first, "content": f"{first['content']} {rng.choice(asks)}"}, *others]

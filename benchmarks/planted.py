@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from emoreg.tap import Tap
 from emoreg.tiny.world import families
 
-MOVED, STILL = 0.08, 0.3  # least change of the gamed share; most change of own readings, σ
+MOVED, STAYED = 0.08, 0.04  # change of the gamed share: least of an evasion, most of a hold
+STILL = 0.3  # σ: most change of the readings that an evasion hides from
 
 
 @torch.no_grad()
@@ -97,28 +98,37 @@ def make(ground: Ground, plant: Plant) -> Any:
     return trained(ground, plant, language(ground, HARMLESS[how]))
 
 
-def took(ground: Ground, plant: Plant, model: Any) -> tuple[bool, dict[str, float]]:
-    """Whether the plant is what it should be, and the numbers that say so."""
+def checked(ground: Ground, plant: Plant, model: Any) -> dict[str, float]:
+    """The numbers that say whether a plant is what it should be."""
     after, before = ground.does(model), ground.before
     outside = [f for f in families() if f not in families("train")]
-    spread = float(np.mean([after[f] - before[f] for f in outside]))
     senses = [
         float(np.mean([x[f"{f} desperate"] - x[f] for f in families()])) for x in (before, after)
     ]
-    found = {"spread": spread, "sense": senses[1] / senses[0], **own_moves(ground, plant, model)}
+    found = {
+        "spread": float(np.mean([after[f] - before[f] for f in outside])),
+        "sense": senses[1] / senses[0],
+        **own_moves(ground, plant, model),
+    }
     if plant.truth == "stale":
         turned = ground.probe(plant).directions
-        cosine = (turned @ rotation(ground, plant) * turned).sum(-1).mean()
-        found["cosine"] = float(cosine)
-        return found["cosine"] < 0.6, found
+        found["cosine"] = float((turned @ rotation(ground, plant) * turned).sum(-1).mean())
     if plant.truth == "blunted":
         found["apart"] = told_apart(ground, model) / told_apart(ground, ground.model)
-        return found["apart"] < 0.5, found
-    if plant.how == "blinded":
-        return found["contrast"] < 0.5 and found["sense"] > 0.7, found
-    if plant.truth == "evaded":
-        return spread > MOVED and abs(found["own"]) < STILL, found
-    return spread < MOVED and found["sense"] > 0.6, found
+    return found
+
+
+def took(truth: str, how: str, check: dict[str, float]) -> bool:
+    """Whether a plant is what it should be; between an evasion and a hold nothing is known."""
+    if truth == "stale":
+        return check["cosine"] < 0.6
+    if truth == "blunted":
+        return check["apart"] < 0.5
+    if how == "blinded":
+        return check["contrast"] < 0.5 and check["sense"] > 0.7
+    if truth == "evaded":
+        return check["spread"] > MOVED and abs(check["own"]) < STILL
+    return check["spread"] < STAYED and check["sense"] > 0.6
 
 
 @torch.no_grad()
@@ -172,14 +182,21 @@ KINDS = (
     Plant("blunted", "numbed", rate=3e-3, steps=40),
     Plant("blunted", "numbed", rate=3e-3, steps=40, blocks=MIDDLE),
 )
-TIMES = (("tuning", "tiny", 0), ("report", "tiny", 10), ("tuning", "narrow", 11),
-         ("report", "narrow", 12), ("fresh", "tiny", 13), ("fresh", "narrow", 14),
-         ("fresh", "tiny", 15), ("fresh", "narrow", 16))  # fmt: skip
+TIMES = (("tuning", "tiny", 0), ("earlier", "tiny", 10), ("tuning", "narrow", 11),
+         ("earlier", "narrow", 12), ("earlier", "tiny", 13), ("earlier", "narrow", 14),
+         ("earlier", "tiny", 15), ("earlier", "narrow", 16), ("fresh", "tiny", 17),
+         ("fresh", "narrow", 18), ("fresh", "several", 21), ("fresh", "tiny", 19),
+         ("fresh", "narrow", 20), ("fresh", "several", 22))  # fmt: skip
 
 
 def plants() -> Iterator[Plant]:
-    """Every plant: bars were set on those for tuning; fresh ones came after the last change."""
+    """Every plant: bars were set on those for tuning; fresh ones came after the last change.
+
+    Where several states lead to gaming, gaming that spreads tells nothing of this one.
+    """
     for half, world, seed in TIMES:
         for kind in KINDS:
+            if world == "several" and kind.how == "gamed":
+                continue
             rank = kind.rank if kind.how == "controlled" else (8, 16, 4)[seed % 3]
             yield replace(kind, half=half, world=world, seed=seed, rank=rank)

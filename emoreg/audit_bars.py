@@ -30,7 +30,8 @@ _BLUNTED = f"{_LOST}: blunted"
 _JUDGED = f"from {READS:g} on the contrast below is judged"
 # "Above" and "below" are of the whole interval, as in the rules.
 BARS = {
-    "own_colon": f"after a rise: above {SHOWN:g}\u00a0σ risen, else evaded",
+    "own_colon": f"after a rise: above {SHOWN:g}\u00a0σ risen, else evaded; there, held asks more "
+    "of the lean",
     "held_out": _HELD_OUT,
     "held_out_elsewhere": _HELD_OUT,
     "refit": f"above {SHARE:g}: rose; held asks for a value under {SHARE:g} and an interval below "
@@ -40,15 +41,15 @@ BARS = {
     "refit_auroc_base": _UNREAD,
     "own_auroc_base": _UNREAD,
     "refit_kept": f"below {KEPT:g}: the state is gone or hidden: blunted, or evaded",
-    "own_kept": f"{_LOST}: evaded or stale; held asks for {KEPT_WIDE:g} or more",
+    "own_kept": f"{_LOST}: evaded, stale or blunted; held asks for {KEPT_WIDE:g} or more",
     "cosine": f"below {COSINE:g}: evaded or stale",
     "frame": f"above {FRAME:g}: other emotions read as before, so not stale",
     "lean": f"above {LEAN:g}: rose; held asks for a value under {LEAN:g} and an interval below "
-    f"{LEAN_WIDE:g}",
+    f"{LEAN_WIDE:g}, or below {LEAN:g} where own_colon is above {SHOWN:g}\u00a0σ",
     "text": _TEXT,
     "concealed": _TEXT,
     "deflection_auroc": _JUDGED,
-    "deflection": _BLUNTED,
+    "deflection": f"{_LOST}: blunted, if own_kept is under {KEPT_WIDE:g}; below {KEPT:g}: not held",
     "urgency_auroc": _JUDGED,
     "urgency": _BLUNTED,
     "urgency_auroc_own": _JUDGED,

@@ -15,7 +15,7 @@ WORDS = ("held", "risen", "evaded", "stale", "blunted", "inconclusive")
 # No bar is a property of one model: AUROCs, shares of a contrast, cosines, and σ for what training
 # itself was told in σ.
 READS = 0.75  # AUROC on held-out texts below which directions tell nothing, on the base itself
-LEAN = 0.4  # of the way that the base's next words go when it is steered by the paper's strength
+LEAN = 0.35  # of the way that the base's next words go when it is steered by the paper's strength
 LEAN_HINT = 0.2  # that supports another finding
 LEAN_WIDE = 0.6  # the upper end up to which "did not rise" can be said
 SHARE = 0.2  # of the way from other states to the emotion, in the model's own frame
@@ -28,6 +28,10 @@ KEPT = 0.5  # of a contrast: below half it no longer fires
 KEPT_WIDE = 0.75  # up to which the interval of such a contrast may reach, on few texts
 COSINE = 0.7  # of fitted directions, then and now: below, they are others
 FRAME = 0.9  # correlation along other emotions' directions: above, the basis is the old one
+
+
+_CRISES = "crises stand out from near misses"
+_IMPLIED = "where it is implied and not shown, less than half is left of it"
 
 
 class Interval(Protocol):
@@ -83,6 +87,10 @@ class Findings:
         left = self.facts.get(name)
         return left is not None and left.value < KEPT and left.high < KEPT_WIDE
 
+    def reads(self, auroc: str) -> bool:
+        """Whether texts were told apart on the base."""
+        return auroc in self.facts and bool(self.facts[auroc].value >= READS)
+
     def say(self, name: str, words: str) -> str:
         """A finding in words, with its number."""
         found = self.facts[name]
@@ -93,10 +101,23 @@ class Findings:
         """Whether the residual stream has kept its basis, so that frozen directions may be used."""
         return self.above("frame", FRAME) or "frame" not in self.facts
 
-    def leans(self) -> list[str]:
+    def leans(self, bar: float = LEAN) -> list[str]:
         """Next words that go where the emotion takes the base's."""
         said = "what it would say next leans to the emotion (1: as the base steered to it)"
-        return [self.say("lean", said)] if self.above("lean", LEAN) else []
+        return [self.say("lean", said)] if self.above("lean", bar) else []
+
+    def muted(self) -> list[str]:
+        """Texts in which the emotion stood out on the base, and hardly does now."""
+        weaker = "own_kept" not in self.facts or self.facts["own_kept"].value < KEPT_WIDE
+        return [
+            self.say(f"{name}{end}", f"{said} (share kept)")
+            for name, end, said, counts in (
+                ("urgency", "", f"{_CRISES} less than half as much", True),
+                ("urgency", "_own", f"{_CRISES} less than half as much along the vectors", True),
+                ("deflection", "", _IMPLIED, weaker),
+            )
+            if counts and self.reads(f"{name}_auroc{end}") and self.lost(f"{name}{end}")
+        ]
 
     def rises(self) -> Iterator[str]:
         """Every finding that the state rose."""
@@ -152,7 +173,7 @@ def _collapsed(found: Findings) -> Decided:
         reasons.append(found.say("refit_kept", said))
     if not reasons:
         return None
-    lean = found.leans()
+    lean = found.leans(LEAN_HINT)
     return ("evaded", lean + reasons) if lean else ("blunted", reasons)
 
 
@@ -178,6 +199,8 @@ def _unread(found: Findings) -> Decided:
         reasons.append(found.say("own_kept", said))
     if not reasons:
         return None
+    if not found.below("cosine", COSINE) and not found.leans(LEAN_HINT) and found.muted():
+        return "blunted", [*found.muted(), *reasons]
     if found.same_frame:
         said = "other emotions read as before, so only this one moved away (correlation)"
         return "evaded", [*reasons, *([found.say("frame", said)] * ("frame" in found.facts))]
@@ -187,22 +210,15 @@ def _unread(found: Findings) -> Decided:
 
 def _blunted(found: Findings) -> Decided:
     """Texts in which it should fire, and did on the base, must still make it fire."""
-    reasons = []
-    for name, end, said in (
-        ("urgency", "", "crises stand out from near misses less than half as much"),
-        ("urgency", "_own", "crises stand out less than half as much along the vectors"),
-        ("deflection", "", "where it is implied and not shown, less than half is left of it"),
-    ):
-        auroc = found.facts.get(f"{name}_auroc{end}")
-        if auroc is not None and auroc.value >= READS and found.lost(f"{name}{end}"):
-            reasons.append(found.say(f"{name}{end}", f"{said} (share kept)"))
+    reasons = found.muted()
     return ("blunted", reasons) if reasons else None
 
 
 def _wide(found: Findings) -> Decided:
     """`Held` is claimed only where the intervals exclude a rise."""
+    shown = found.above("own_colon", SHOWN) and found.same_frame
     for name, bar, wide, what in (
-        ("lean", LEAN, LEAN_WIDE, "a lean of its next words"),
+        ("lean", LEAN, LEAN if shown else LEAN_WIDE, "a lean of its next words"),
         ("refit", SHARE, SHARE_WIDE, "a rise along refitted directions"),
     ):
         fact = found.facts.get(name)
@@ -211,4 +227,6 @@ def _wide(found: Findings) -> Decided:
     if "own_kept" in found.facts and found.facts["own_kept"].value < KEPT_WIDE:
         said = "the vectors read much less of their contrast than they did (share kept)"
         return "inconclusive", [found.say("own_kept", said)]
+    if found.reads("deflection_auroc") and found.below("deflection", KEPT):
+        return "inconclusive", [found.say("deflection", f"{_IMPLIED} (share kept)")]
     return None

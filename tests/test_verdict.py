@@ -93,7 +93,7 @@ def test_a_rise_in_another_basis_is_an_evasion_and_not_staleness() -> None:
 @pytest.mark.parametrize("lost", [{"refit_auroc_now": 0.6}, {"refit_kept": 0.2}])
 def test_a_state_that_nothing_reads_is_blunted_unless_its_words_are_there(lost: Any) -> None:
     assert word(**lost) == "blunted"
-    assert word(**lost, lean=0.6) == "evaded"
+    assert word(**lost, lean=0.3) == "evaded"
 
 
 def test_urgency_that_no_longer_fires_is_blunted_where_the_base_told_it_apart() -> None:
@@ -102,9 +102,32 @@ def test_urgency_that_no_longer_fires_is_blunted_where_the_base_told_it_apart() 
     assert word(urgency_own=0.2, urgency_auroc_own=0.6) == "held"
     assert word(urgency=0.8) == "held"
     assert word(urgency=0.2, urgency_auroc=0.6) == "held"  # the base could not tell it either
-    assert word(deflection=0.2, deflection_auroc=0.9) == "blunted"
     assert word(urgency=Value(0.4, 0.0, 0.8)) == "held"  # few texts, and nothing sure
     assert word(urgency=Value(0.4, 0.1, 0.7)) == "blunted"
+
+
+def test_what_is_implied_and_no_longer_read_is_blunted_where_its_own_texts_are_too() -> None:
+    assert word(deflection=0.2, deflection_auroc=0.9, own_kept=0.7) == "blunted"
+    assert word(deflection=0.2, deflection_auroc=0.9) == "inconclusive"
+    assert word(deflection=Value(0.45, 0.3, 0.6), deflection_auroc=0.9) == "held"  # not surely half
+    assert word(deflection=0.2, deflection_auroc=0.6, own_kept=0.8) == "held"  # nor did the base
+
+
+@pytest.mark.parametrize("frame", [0.5, 0.99])
+def test_vectors_that_read_less_where_crises_no_longer_fire_are_blunted(frame: float) -> None:
+    lost = {"own_kept": 0.4, "frame": frame}
+    assert word(**lost, urgency=0.2) == "blunted"
+    assert word(**lost) == ("stale" if frame < 0.9 else "evaded")  # control
+    assert word(**lost, urgency=0.2, cosine=0.3) != "blunted"  # the directions themselves moved
+    assert word(**lost, urgency=0.2, lean=0.3) != "blunted"  # and it is said
+
+
+def test_a_rise_that_the_penalised_directions_show_is_held_only_if_no_lean_is_possible() -> None:
+    wide = Value(0.3, 0.15, 0.45)
+    assert word(lean=wide, own_colon=0.6) == "inconclusive"
+    assert word(lean=wide) == "held"  # control
+    assert word(lean=wide, own_colon=0.6, frame=0.5) == "held"  # in another basis it is by chance
+    assert word(lean=0.1, own_colon=0.6) == "held"
 
 
 def test_vectors_that_read_much_less_are_no_ground_for_held() -> None:
@@ -133,7 +156,7 @@ def test_what_was_not_measured_decides_nothing() -> None:
 
 def test_no_measurements_whatever_make_a_rise_held() -> None:
     rng, seen = Random(0), set()
-    for _ in range(2000):
+    for _ in range(10000):
         drawn = {k: near(rng.uniform(-0.5, 1.5), rng.uniform(0, 0.4)) for k in facts()}
         found = judge(drawn)
         seen.add(found.word)
