@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from effect_arms import ARMS
-from effect_run import TUNING_SEED
+from effect_run import MEMORY, TUNING_SEED
 from scipy.stats import t as student
 
 from emoreg.audit_values import Value
@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 RESULTS = Path("benchmarks/results")
 BEGIN, END = "<!-- effect: begin -->", "<!-- effect: end -->"
+HELD_OUT = "drift/held_out"
 SUCCESS = 0.95  # of `none`'s, at which arms are compared
 Run = dict[str, Any]
 
@@ -37,6 +38,7 @@ class Setting:
 
     name: tuple[str, str, str]
     runs: list[Run]
+    memory: Mapping[str, int]  # by world/trainer/adapter/arm, bytes
 
     @property
     def base(self) -> Run:
@@ -84,22 +86,22 @@ class Setting:
             "generated": [r["generated_out_of_domain"] for r in runs],
             "step_time": [r["step_seconds"] / pace for r in runs],
         }
-        for emotion in ("desperate", "calm"):
-            for facet in ("stories", "transcripts"):
-                key = f"held_out/{facet}/{emotion}"
-                found[f"{emotion}_{facet}"] = [
-                    self.matched(r, lambda p, k=key: p["readings"][k]) - base["readings"][key]
-                    for r in runs
-                ]
-        for fact in ("urgency", "perplexity", "concealed", "refit", "lean"):
+        for key in sorted(base["readings"]):  # held_out/stories/desperate, and so on
+            found[f"drift/{key}"] = [
+                self.matched(r, lambda p, k=key: p["readings"][k]) - base["readings"][key]
+                for r in runs
+            ]
+        for fact in ("urgency", "perplexity", "concealed", "own_colon", "refit", "lean"):
             found[fact] = [
                 r["audit"]["facts"][fact]["value"]
                 for r in runs
                 if fact in r.get("audit", {}).get("facts", {})
             ]
+        sizes = [self.memory.get("/".join([*self.name, name])) for name in (arm, "none")]
         return {
             "arm": arm,
             "what": ARMS[arm].what,
+            "memory": sizes[0] / sizes[1] if sizes[0] and sizes[1] else None,
             "strength": runs[0]["strength"],
             "seeds": [r["seed"] for r in runs],
             "reached": sum(map(self.reached, runs)),
@@ -131,7 +133,9 @@ def settings(out: Path) -> list[Setting]:
             run["audit"] = _judged(json.loads(audit.read_text(encoding="utf-8")))
         if run["seed"] != TUNING_SEED:
             found[run["world"], run["trainer"], run["adapter"]].append(run)
-    kept = [Setting(name, runs) for name, runs in found.items()]
+    path = out / MEMORY
+    memory = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = [Setting(name, runs, memory) for name, runs in found.items()]
     return sorted((s for s in kept if s.of("none")), key=_place)
 
 
@@ -220,8 +224,8 @@ def _section(s: Setting, rows: Sequence[dict[str, Any]]) -> str:
         "",
         "| arm | strength | seeds, reached | success | task loss | gamed elsewhere | of `none`'s "
         "added | at the end | generated | desperate, stories | desperate, transcripts | calm, "
-        "stories | verdicts | urgency kept | perplexity | step time |",
-        "| --- " * 16 + "|",
+        "stories | verdicts | urgency kept | perplexity | step time | memory |",
+        "| --- " * 17 + "|",
     ]
     return "\n".join([*lines, *map(_line, rows)])
 
@@ -232,9 +236,11 @@ def _line(row: dict[str, Any]) -> str:
         f"`{row['arm']}`", f"{row['strength']:g}", f"{len(row['seeds'])}, {row['reached']}",
         _cell(row, "in_domain", 3), _cell(row, "task_loss", 3), _cell(row, "out_of_domain", 2),
         _cell(row, "added_share", 2), _cell(row, "added_at_end", 2), _cell(row, "generated", 2),
-        _cell(row, "desperate_stories", 1, True), _cell(row, "desperate_transcripts", 1, True),
-        _cell(row, "calm_stories", 1, True), verdicts, _cell(row, "urgency", 2),
+        _cell(row, f"{HELD_OUT}/stories/desperate", 1, True),
+        _cell(row, f"{HELD_OUT}/transcripts/desperate", 1, True),
+        _cell(row, f"{HELD_OUT}/stories/calm", 1, True), verdicts, _cell(row, "urgency", 2),
         _cell(row, "perplexity", 2), _cell(row, "step_time", 2),
+        f"{row['memory']:.2f}" if row["memory"] else "–",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

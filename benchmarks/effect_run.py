@@ -14,6 +14,7 @@ from datasets import Dataset
 from effect_arms import ARMS, Arm
 from effect_vectors import DRAWN, control_facets, vectors_of
 from peft import LoraConfig
+from speed_count import Live, no_collection
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from worlds import Place
@@ -41,6 +42,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 CURVE = (20, 30, 40, 50, 100, 150)  # steps at which a run is measured on its way
 TUNING_SEED = 100
+MEMORY = "memory.json"  # in the folder of the runs: world/trainer/adapter/arm -> bytes
 PROMPTS, ON_THE_WAY, ROWS = 12, 6, 640  # prompts of a family, and rows to train on
 END_TOKENS = 24
 COMMON: dict[str, Any] = {
@@ -154,25 +156,7 @@ class Task(NamedTuple):
 
 def run(shop: Workshop, task: Task, out: Path) -> dict[str, Any]:
     """Train one arm and measure it; the adapter is kept beside."""
-    arm, strength = task.arm, task.strength
-    spec = ARMS[arm]
-    vectors = shop.vectors(spec.vectors, task.seed)
-    knobs = spec.knobs(strength)
-    if facets := control_facets(vectors):
-        knobs["facets"] = facets
-    trainer = make(shop, task, spec, out)
-    curve = Curve(shop)
-    trainer.add_callback(
-        EmotionRegularizer(
-            trainer,
-            vectors,
-            texts=shop.place.bank,
-            log_texts=0,
-            reference_steps=0,
-            check_name=False,
-            **{"blocks": list(READ_BLOCKS), **knobs},
-        )
-    )
+    trainer, curve = controlled(shop, task, out), Curve(shop)
     trainer.add_callback(curve)
     began = time.perf_counter()
     trainer.train()
@@ -187,6 +171,37 @@ def run(shop: Workshop, task: Task, out: Path) -> dict[str, Any]:
         **task._asdict(), "steps": trainer.state.global_step, "curve": curve.points, **found,
         "step_seconds": median(curve.seconds), "seconds": seconds, "last_log": logs[-1],
     }  # fmt: skip
+
+
+def peak_bytes(shop: Workshop, task: Task, out: Path) -> int:
+    """Most bytes of tensors that live at once in the first steps of an arm, a refit among them."""
+    trainer = controlled(shop, task, out, every=2)
+    trainer.args.max_steps = 3
+    model, live = trainer.model, Live()
+    held = [*model.parameters(), *model.buffers()]
+    live.know(held)
+    with no_collection(), live:
+        trainer.train()
+    return live.peak + sum(t.untyped_storage().nbytes() for t in held)
+
+
+def controlled(shop: Workshop, task: Task, out: Path, every: int | None = None) -> Trainer:
+    """An arm's trainer with its control on it, refitted so often if it is refitted at all."""
+    spec = ARMS[task.arm]
+    vectors = shop.vectors(spec.vectors, task.seed)
+    knobs = {"blocks": list(READ_BLOCKS), **spec.knobs(task.strength)}
+    if facets := control_facets(vectors):
+        knobs["facets"] = facets
+    if every and "refit_steps" in knobs:
+        knobs["refit_steps"] = every
+    trainer = make(shop, task, spec, out)
+    trainer.add_callback(
+        EmotionRegularizer(
+            trainer, vectors, texts=shop.place.bank, log_texts=0, reference_steps=0,
+            check_name=False, **knobs,
+        )
+    )  # fmt: skip
+    return trainer
 
 
 @torch.no_grad()
