@@ -71,6 +71,10 @@ ARMS = {
     "refit-equal": Arm(
         "refitted, at the weight of two-facets", lambda _: _both(**REFIT)(1.0), trainers=("sft",)
     ),
+    "top": Arm(
+        "two-facets on the highest tenth of each sequence's tokens", _both(pool="top"), WEIGHTS
+    ),
+    "refit-top": Arm("top, refitted", lambda _: _both(**REFIT, pool="top")(0.3), trainers=("sft",)),
     "anchored": Arm(
         "refitted, anchored at the base, others kept",
         _both(**REFIT, anchor="base", keep=0.1),
@@ -150,10 +154,11 @@ VARIANTS = {
     "no-calm": Arm("two-facets, calm not rewarded", _penalty(), trainers=("sft",)),
     "base-anchor": _varied("anchored at the base", anchor="base"),
     "others-kept": _varied("other emotions kept", keep=0.1),
-    "top-tokens": _varied("on the highest tenth of the tokens", pool="top"),
     "one-block": _varied("at one block", blocks=ONE_BLOCK),
     "colon-only": _varied("at the colon alone", scope=["colon"]),
     "answer-only": _varied("over the completion alone", scope=["completion"]),
+    "fading": _varied("weights that fall to 0 by the end", schedule="linear"),
+    "refit-top": Arm("top, refitted", lambda _: _both(**REFIT, pool="top")(0.3), trainers=("sft",)),
     "refit-often": _varied("refitted every five steps", refit_steps=5),
 }
 ARMS |= VARIANTS
