@@ -182,11 +182,12 @@ KINDS = (
     Plant("blunted", "numbed", rate=3e-3, steps=40),
     Plant("blunted", "numbed", rate=3e-3, steps=40, blocks=MIDDLE),
 )
-TIMES = (("tuning", "tiny", 0), ("earlier", "tiny", 10), ("tuning", "narrow", 11),
-         ("earlier", "narrow", 12), ("earlier", "tiny", 13), ("earlier", "narrow", 14),
-         ("earlier", "tiny", 15), ("earlier", "narrow", 16), ("fresh", "tiny", 17),
-         ("fresh", "narrow", 18), ("fresh", "several", 21), ("fresh", "tiny", 19),
-         ("fresh", "narrow", 20), ("fresh", "several", 22))  # fmt: skip
+EARLIER = (("tiny", 10), ("narrow", 12), ("tiny", 13), ("narrow", 14), ("tiny", 15),
+           ("narrow", 16), ("tiny", 17), ("narrow", 18), ("several", 21), ("tiny", 19),
+           ("narrow", 20), ("several", 22), ("tiny", 23), ("narrow", 24))  # fmt: skip
+FRESH = (("several", 25), ("tiny", 26), ("narrow", 28), ("several", 27), ("tiny", 30),
+         ("narrow", 29))  # fmt: skip
+TIMES = {"tuning": (("tiny", 0), ("narrow", 11)), "earlier": EARLIER, "fresh": FRESH}
 
 
 def plants() -> Iterator[Plant]:
@@ -194,7 +195,8 @@ def plants() -> Iterator[Plant]:
 
     Where several states lead to gaming, gaming that spreads tells nothing of this one.
     """
-    for half, world, seed in TIMES:
+    times = [(half, *time) for half, some in TIMES.items() for time in some]
+    for half, world, seed in times:
         for kind in KINDS:
             if world == "several" and kind.how == "gamed":
                 continue

@@ -7,6 +7,7 @@ from emoreg.verdict import (
     FRAME,
     HELD_OUT,
     KEPT,
+    KEPT_MOST,
     KEPT_WIDE,
     LEAN,
     LEAN_HINT,
@@ -40,7 +41,8 @@ BARS = {
     "refit_auroc_now": f"below {READS:g}: the state is gone or hidden: blunted, or evaded",
     "refit_auroc_base": _UNREAD,
     "own_auroc_base": _UNREAD,
-    "refit_kept": f"below {KEPT:g}: the state is gone or hidden: blunted, or evaded",
+    "refit_kept": f"below {KEPT:g}: the state is gone or hidden: blunted, or evaded; below "
+    f"{KEPT_MOST:g}: blunted, if own_kept is below {KEPT_WIDE:g}",
     "own_kept": f"{_LOST}: evaded, stale or blunted; held asks for {KEPT_WIDE:g} or more",
     "cosine": f"below {COSINE:g}: evaded or stale",
     "frame": f"above {FRAME:g}: other emotions read as before, so not stale",

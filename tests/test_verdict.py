@@ -58,6 +58,7 @@ def test_a_rise_is_an_evasion_unless_the_penalised_directions_show_it(rise: Any)
     assert word(**rise) == "evaded"
     shown = "evaded" if "text" in rise else "risen"  # what is concealed is not shown
     assert word(**rise, own_colon=1.0) == shown
+    assert word(**rise, own_colon=1.0, own_kept=0.3) == "evaded"  # they no longer read it
     if "held_out" not in rise:
         assert word(**rise, own_colon=1.0, frame=0.5) == "evaded"  # by chance, in another basis
 
@@ -132,6 +133,8 @@ def test_a_rise_that_the_penalised_directions_show_is_held_only_if_no_lean_is_po
 
 def test_vectors_that_read_much_less_are_no_ground_for_held() -> None:
     assert word(own_kept=0.6) == "inconclusive"
+    assert word(own_kept=0.6, refit_kept=0.8) == "blunted"  # nor does any other direction
+    assert word(own_kept=0.6, refit_kept=0.8, lean=0.3) == "inconclusive"  # and yet it is said
     assert word(own_kept=0.85) == "held"
 
 
