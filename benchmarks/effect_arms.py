@@ -158,7 +158,6 @@ VARIANTS = {
     "colon-only": _varied("at the colon alone", scope=["colon"]),
     "answer-only": _varied("over the completion alone", scope=["completion"]),
     "fading": _varied("weights that fall to 0 by the end", schedule="linear"),
-    "refit-top": Arm("top, refitted", lambda _: _both(**REFIT, pool="top")(0.3), trainers=("sft",)),
     "refit-often": _varied("refitted every five steps", refit_steps=5),
 }
 ARMS |= VARIANTS
