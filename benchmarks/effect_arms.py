@@ -74,7 +74,7 @@ ARMS = {
     "top": Arm(
         "two-facets on the highest tenth of each sequence's tokens", _both(pool="top"), WEIGHTS
     ),
-    "refit-top": Arm("top, refitted", lambda _: _both(**REFIT, pool="top")(0.3), trainers=("sft",)),
+    "refit-top": Arm("top, refitted", _both(**REFIT, pool="top"), (0.3,), trainers=("sft",)),
     "anchored": Arm(
         "refitted, anchored at the base, others kept",
         _both(**REFIT, anchor="base", keep=0.1),
