@@ -14,7 +14,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from effect_arms import ARMS
+from effect_arms import ARMS, VARIANTS
 from effect_run import MEMORY, TUNING_SEED
 from scipy.stats import t as student
 
@@ -167,9 +167,9 @@ def report(out: Path) -> None:
 
 
 SHORT = (
-    "none", "frozen", "two-facets", "refit", "refit-equal", "prevent", "ablate", "cap", "kl",
-    "honest-replies", "inoculation", "reward-base", "reward-policy", "screen", "random", "shuffled",
-    "shuffled-apart", "components",
+    "none", "frozen", "two-facets", "refit", "top", "refit-top", "anchored", "adaptive", "prevent",
+    "ablate", "cap", "act", "kl", "honest-replies", "inoculation", "reward-base", "reward-policy",
+    "screen", "random", "shuffled", "shuffled-apart", "components",
 )  # fmt: skip
 
 
@@ -181,21 +181,29 @@ def _short(found: Sequence[Setting], tables: dict[tuple[str, str, str], Any]) ->
         f"| arm | {' | '.join(names)} | verdicts, in this order |",
         "| --- " * (len(shown) + 2) + "|",
     ]
+    most = {s.name: max(len(r["seeds"]) for r in tables[s.name]) for s in shown}
     for arm in SHORT:
         rows = [next((r for r in tables[s.name] if r["arm"] == arm), None) for s in shown]
         if not any(rows):
             continue
-        cells = [_cell(r, "added_share", 2) if r else "–" for r in rows]
+        cells = [
+            _with_seeds(r, most[s.name]) if r else "–" for r, s in zip(rows, shown, strict=True)
+        ]
         words = "; ".join(_verdicts(r) if r else "–" for r in rows)
         name = f"**{arm}**" if arm == "refit" else arm
         lines.append(f"| {name} | {' | '.join(cells)} | {words} |")
     for what, read in (
         ("gamed elsewhere, base", lambda s: f"{s.base['out_of_domain']:.2f}"),
         ("gamed elsewhere, none", lambda s: f"{_of(tables, s, 'none', 'out_of_domain'):.2f}"),
-        ("seeds", lambda s: f"{max(len(r['seeds']) for r in tables[s.name])}"),
+        ("seeds, if a cell has no other", lambda s: f"{most[s.name]}"),
     ):
         lines.append(f"| *{what}* | {' | '.join(read(s) for s in shown)} | |")
     return "\n".join(lines)
+
+
+def _with_seeds(row: dict[str, Any], usual: int) -> str:
+    number = len(row["seeds"])
+    return _cell(row, "added_share", 2) + (f" ({number})" if number < usual else "")
 
 
 def _of(tables: dict[tuple[str, str, str], Any], s: Setting, arm: str, measure: str) -> float:
@@ -264,7 +272,8 @@ def draw(found: Sequence[Setting], path: Path) -> None:
     axes = figure.subplots(rows, 3, squeeze=False).ravel()
     colours, lines = mpl.colormaps["tab20"], dict[str, Any]()
     for axis, s in zip(axes, found, strict=False):
-        for number, arm in ((i, a) for i, a in enumerate(ARMS) if s.of(a)):
+        main = [a for a in ARMS if a not in VARIANTS]
+        for number, arm in ((i, a) for i, a in enumerate(main) if s.of(a)):
             steps = zip(*([s.base, *r["curve"]] for r in s.of(arm)), strict=True)
             pairs = [
                 [np.mean([p[k] for p in point]) for k in ("in_domain", "out_of_domain")]
