@@ -96,7 +96,8 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def write(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The results, whole or not at all."""
     found = summary(rows)
-    write_atomic(RESULTS, json.dumps({"summary": found, "runs": rows}, indent=1) + "\n")
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    write_atomic(RESULTS, f'{{"summary": {json.dumps(found)},\n"runs": {{\n{lines}\n}}}}\n')
     return found
 
 
