@@ -52,7 +52,7 @@ def test_every_measurement_has_its_interval_and_what_it_decides(tmp_path: Path) 
     found = {row.name: row for row in rows}
     assert list(found) == [name for name in MEASURES if name in values("evaded")]
     assert found["lean"].cells == ("0.50 [0.48,\u00a00.52]",)
-    assert found["lean"].bar.startswith("above 0.4: rose")
+    assert found["lean"].bar.startswith("above 0.35: rose")
     assert found["perplexity"].bar == "decides nothing"
     text = page([run], tmp_path).text.replace("\u00a0", " ")
     assert "Table 3." in text
