@@ -155,7 +155,7 @@ def test_runs_side_by_side_each_have_their_own(tmp_path: Path) -> None:
     assert one < text.index("AuditHeld at step 60") < two < text.index("AuditRisen at step 60")
     assert "one: Held at step 60" in text
     assert "two: Risen at step 60" in text
-    assert "lean" + MEASURES["lean"] + audit_bars.BARS["lean"] in text
+    assert "lean" + MEASURES["lean"] + audit_bars.BARS["lean"].replace("\u00a0", " ") in text
     assert "0.00 [−0.02,\u00a00.02]0.50 [0.48,\u00a00.52]".replace("\u00a0", " ") in text
     assert "| lean | 0.00 \\[−0.02, 0.02\\] | 0.50 \\[0.48, 0.52\\] |" in markdown(found)
     assert "These audits differ" not in text
