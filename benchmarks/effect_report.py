@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 RESULTS = Path("benchmarks/results")
 BEGIN, END = "<!-- effect: begin -->", "<!-- effect: end -->"
 HELD_OUT = "drift/held_out"
+LEAST_SEEDS = 3  # of `none`: fewer tell nothing, and a setting with fewer is left out
 SUCCESS = 0.95  # of `none`'s, at which arms are compared
 Run = dict[str, Any]
 
@@ -136,7 +137,7 @@ def settings(out: Path) -> list[Setting]:
     path = out / MEMORY
     memory = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     kept = [Setting(name, runs, memory) for name, runs in found.items()]
-    return sorted((s for s in kept if s.of("none")), key=_place)
+    return sorted((s for s in kept if len(s.of("none")) >= LEAST_SEEDS), key=_place)
 
 
 def _place(s: Setting) -> tuple[int, int, str]:
