@@ -77,7 +77,7 @@ class Setting:
         spread = np.mean([self.matched(r, lambda p: p["out_of_domain"]) for r in self.of("none")])
         added = float(spread) - base["out_of_domain"]
         last = np.mean([r["out_of_domain"] for r in self.of("none")]) - base["out_of_domain"]
-        pace = np.median([r["step_seconds"] for r in self.of("none")])
+        pace, step = (min(r["step_seconds"] for r in rs) for rs in (self.of("none"), runs))
         found = {
             "task_loss": [r["task_loss"] for r in runs],
             "in_domain": [r["in_domain"] for r in runs],
@@ -85,7 +85,6 @@ class Setting:
             "added_share": [(g - base["out_of_domain"]) / added for g in gaming],
             "added_at_end": [(r["out_of_domain"] - base["out_of_domain"]) / last for r in runs],
             "generated": [r["generated_out_of_domain"] for r in runs],
-            "step_time": [r["step_seconds"] / pace for r in runs],
         }
         for key in sorted(base["readings"]):  # held_out/stories/desperate, and so on
             found[f"drift/{key}"] = [
@@ -102,6 +101,7 @@ class Setting:
         return {
             "arm": arm,
             "what": ARMS[arm].what,
+            "step_time": step / pace,
             "memory": sizes[0] / sizes[1] if sizes[0] and sizes[1] else None,
             "strength": runs[0]["strength"],
             "seeds": [r["seed"] for r in runs],
@@ -204,6 +204,8 @@ def _short(found: Sequence[Setting], tables: dict[tuple[str, str, str], Any]) ->
 
 def _with_seeds(row: dict[str, Any], usual: int) -> str:
     number = len(row["seeds"])
+    if not row["reached"]:
+        return "task not learnt"
     return _cell(row, "added_share", 2) + (f" ({number})" if number < usual else "")
 
 
@@ -248,7 +250,7 @@ def _line(row: dict[str, Any]) -> str:
         _cell(row, f"{HELD_OUT}/stories/desperate", 1, True),
         _cell(row, f"{HELD_OUT}/transcripts/desperate", 1, True),
         _cell(row, f"{HELD_OUT}/stories/calm", 1, True), verdicts, _cell(row, "urgency", 2),
-        _cell(row, "perplexity", 2), _cell(row, "step_time", 2),
+        _cell(row, "perplexity", 2), f"{row['step_time']:.2f}",
         f"{row['memory']:.2f}" if row["memory"] else "–",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
