@@ -39,7 +39,7 @@ effect: $(READY) ## compare every method on small worlds, hours; goes on where i
 	$(BIN)/python benchmarks/effect.py --adapter large $(ARGS)
 	$(BIN)/python benchmarks/effect.py --adapter large --trainers sft --variants $(ARGS)
 	$(BIN)/python benchmarks/effect.py --adapter long --trainers sft --arms none frozen two-facets refit prevent $(ARGS)
-	$(BIN)/python benchmarks/effect.py --adapter large --memory --seeds 1
+	$(BIN)/python benchmarks/effect.py --adapter large --cost --seeds 1
 	$(BIN)/python benchmarks/effect.py --audit
 	$(BIN)/python benchmarks/effect.py --report
 	@echo "emoreg: wrote benchmarks/RESULTS.md and benchmarks/results/effect.json"

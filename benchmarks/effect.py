@@ -27,7 +27,7 @@ import datasets
 import torch
 import transformers
 from effect_arms import ARMS, VARIANTS
-from effect_run import ADAPTERS, MEMORY, TUNING_SEED, Task, Workshop, peak_bytes, run
+from effect_run import ADAPTERS, COST, TUNING_SEED, Task, Workshop, cost, run
 from worlds import SETTINGS, place
 
 from emoreg.files import write_atomic
@@ -88,14 +88,14 @@ def do(task: Task, shop: Workshop, out: Path) -> None:
     )
 
 
-def remember(task: Task, shop: Workshop, out: Path) -> None:
-    """The memory of an arm, once for all seeds."""
-    path, key = out / MEMORY, "/".join(task[:4])
+def price(task: Task, shop: Workshop, out: Path) -> None:
+    """The time and memory of an arm, once for all seeds."""
+    path, key = out / COST, "/".join(task[:4])
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if key not in known:
-        known[key] = peak_bytes(shop, task, out / "scratch")
+        known[key] = cost(shop, task, out / "scratch")
         write_atomic(path, json.dumps(known, indent=1) + "\n")
-        print(f"{key}: {known[key]} bytes at most", flush=True)
+        print(f"{key}: {known[key]}", flush=True)
 
 
 def tasks(flags: argparse.Namespace, world: str) -> Iterator[Task]:
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--out", type=Path, default=Path("runs/effect"))
     parser.add_argument("--audit", action="store_true", help="audit the adapters of finished runs")
-    parser.add_argument("--memory", action="store_true", help="only count the bytes of each arm")
+    parser.add_argument("--cost", action="store_true", help="only time and memory of each arm")
     parser.add_argument("--report", action="store_true", help="write tables, plot and JSON")
     flags = parser.parse_args()
     if flags.report:
@@ -152,7 +152,7 @@ def main() -> None:
             audit_all(shop, flags.out)
             continue
         for task in tasks(flags, world):
-            (remember if flags.memory else do)(task, shop, flags.out)
+            (price if flags.cost else do)(task, shop, flags.out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from effect_arms import ARMS, VARIANTS
-from effect_run import MEMORY, TUNING_SEED
+from effect_run import COST, TUNING_SEED
 from scipy.stats import t as student
 
 from emoreg.audit_values import Value
@@ -39,7 +39,7 @@ class Setting:
 
     name: tuple[str, str, str]
     runs: list[Run]
-    memory: Mapping[str, int]  # by world/trainer/adapter/arm, bytes
+    costs: Mapping[str, Mapping[str, float]]  # by world/trainer/adapter/arm
 
     @property
     def base(self) -> Run:
@@ -77,7 +77,6 @@ class Setting:
         spread = np.mean([self.matched(r, lambda p: p["out_of_domain"]) for r in self.of("none")])
         added = float(spread) - base["out_of_domain"]
         last = np.mean([r["out_of_domain"] for r in self.of("none")]) - base["out_of_domain"]
-        pace, step = (min(r["step_seconds"] for r in rs) for rs in (self.of("none"), runs))
         found = {
             "task_loss": [r["task_loss"] for r in runs],
             "in_domain": [r["in_domain"] for r in runs],
@@ -97,12 +96,13 @@ class Setting:
                 for r in runs
                 if fact in r.get("audit", {}).get("facts", {})
             ]
-        sizes = [self.memory.get("/".join([*self.name, name])) for name in (arm, "none")]
+        own, none = (self.costs.get("/".join([*self.name, a])) for a in (arm, "none"))
+        costs = {k: own[k] / none[k] if own and none else None for k in ("bytes", "step_seconds")}
         return {
             "arm": arm,
             "what": ARMS[arm].what,
-            "step_time": step / pace,
-            "memory": sizes[0] / sizes[1] if sizes[0] and sizes[1] else None,
+            "step_time": costs["step_seconds"],
+            "memory": costs["bytes"],
             "strength": runs[0]["strength"],
             "seeds": [r["seed"] for r in runs],
             "reached": sum(map(self.reached, runs)),
@@ -134,9 +134,9 @@ def settings(out: Path) -> list[Setting]:
             run["audit"] = _judged(json.loads(audit.read_text(encoding="utf-8")))
         if run["seed"] != TUNING_SEED:
             found[run["world"], run["trainer"], run["adapter"]].append(run)
-    path = out / MEMORY
-    memory = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kept = [Setting(name, runs, memory) for name, runs in found.items()]
+    path = out / COST
+    costs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = [Setting(name, runs, costs) for name, runs in found.items()]
     return sorted((s for s in kept if len(s.of("none")) >= LEAST_SEEDS), key=_place)
 
 
@@ -250,8 +250,8 @@ def _line(row: dict[str, Any]) -> str:
         _cell(row, f"{HELD_OUT}/stories/desperate", 1, True),
         _cell(row, f"{HELD_OUT}/transcripts/desperate", 1, True),
         _cell(row, f"{HELD_OUT}/stories/calm", 1, True), verdicts, _cell(row, "urgency", 2),
-        _cell(row, "perplexity", 2), f"{row['step_time']:.2f}",
-        f"{row['memory']:.2f}" if row["memory"] else "–",
+        _cell(row, "perplexity", 2),
+        *(f"{row[k]:.2f}" if row[k] else "–" for k in ("step_time", "memory")),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

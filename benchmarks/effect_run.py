@@ -33,8 +33,7 @@ from emoreg.tiny.world import NO_STATE, families, of_split, table
 
 STEPS = {"sft": 50, "dpo": 50, "grpo": 50}
 PACE = {"sft": 1.0, "dpo": 0.4, "grpo": 1.0}  # of an adapter's rate
-# Where the adapter sits, and how fast it learns: of value projections alone, or of every product;
-# and for how long, in units of the trainer's steps.
+# Where the adapter sits, how fast it learns, and for how long, in units of the trainer's steps.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "small": {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj"], "rate": 5e-3},
     "large": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "rate": 5e-4},
@@ -42,7 +41,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 CURVE = (20, 30, 40, 50, 100, 150)  # steps at which a run is measured on its way
 TUNING_SEED = 100
-MEMORY = "memory.json"  # in the folder of the runs: world/trainer/adapter/arm -> bytes
+COST = "cost.json"  # in the folder of the runs: world/trainer/adapter/arm -> `cost`
+TIMED = 14  # steps, fewer than before the first refit or point of the curve
 PROMPTS, ON_THE_WAY, ROWS = 12, 6, 640  # prompts of a family, and rows to train on
 END_TOKENS = 24
 COMMON: dict[str, Any] = {
@@ -173,8 +173,12 @@ def run(shop: Workshop, task: Task, out: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def peak_bytes(shop: Workshop, task: Task, out: Path) -> int:
-    """Most bytes of tensors that live at once in the first steps of an arm, a refit among them."""
+def cost(shop: Workshop, task: Task, out: Path) -> dict[str, float]:
+    """What the first steps of an arm take: most bytes of tensors that live at once, and seconds.
+
+    The bytes are counted over three steps, a refit among them; the seconds are the median of steps
+    without a refit, on a machine that does nothing else.
+    """
     trainer = controlled(shop, task, out, every=2)
     trainer.args.max_steps = 3
     model, live = trainer.model, Live()
@@ -182,7 +186,12 @@ def peak_bytes(shop: Workshop, task: Task, out: Path) -> int:
     live.know(held)
     with no_collection(), live:
         trainer.train()
-    return live.peak + sum(t.untyped_storage().nbytes() for t in held)
+    peak = live.peak + sum(t.untyped_storage().nbytes() for t in held)
+    trainer, clock = controlled(shop, task, out), Curve(shop)
+    trainer.args.max_steps = TIMED
+    trainer.add_callback(clock)
+    trainer.train()
+    return {"bytes": peak, "step_seconds": median(clock.seconds[2:])}
 
 
 def controlled(shop: Workshop, task: Task, out: Path, every: int | None = None) -> Trainer:
