@@ -37,14 +37,15 @@ works-with: $(READY) ## write the works-with tables from recorded outcomes; ARGS
 effect: $(READY) ## compare every method on small worlds, hours; goes on where it stopped
 	$(BIN)/python benchmarks/effect.py --trainers sft $(ARGS)
 	$(BIN)/python benchmarks/effect.py --adapter large $(ARGS)
-	$(BIN)/python benchmarks/effect.py --adapter large --trainers sft --variants $(ARGS)
-	$(BIN)/python benchmarks/effect.py --adapter long --trainers sft --arms none frozen two-facets refit prevent $(ARGS)
-	$(BIN)/python benchmarks/effect.py --adapter large --cost --seeds 1
-	$(BIN)/python benchmarks/effect.py --audit
+	$(BIN)/python benchmarks/effect.py --adapter large --trainers sft --variants --seeds 1 2 3 $(ARGS)
+	$(BIN)/python benchmarks/effect.py --adapter long --trainers sft --worlds embedded --arms none frozen two-facets refit --seeds 1 2 3 $(ARGS)
+	$(BIN)/python benchmarks/effect.py --adapter large --trainers sft --worlds several --arms none frozen two-facets refit top prevent honest-replies --seeds 1 2 3 $(ARGS)
+	$(BIN)/python benchmarks/effect.py --adapter large --worlds embedded --cost --seeds 1
+	$(BIN)/python benchmarks/effect.py --audit --worlds embedded narrow several
 	$(BIN)/python benchmarks/effect.py --report
 	@echo "emoreg: wrote benchmarks/RESULTS.md and benchmarks/results/effect.json"
 
-audit: $(READY) ## how often the audit's verdict is right where the truth is planted, half an hour
+audit: $(READY) ## how often the audit's verdict is right where the truth is planted, two hours
 	$(BIN)/python benchmarks/audit.py $(ARGS)
 
 survival: $(READY) ## kill 90 short runs at random moments, resume and compare; goes on where it stopped

@@ -2,6 +2,8 @@
 
 python benchmarks/effect.py [--worlds embedded narrow] [--trainers sft dpo grpo] [--arms …]
     [--seeds 1 2 3 4 5] [--out runs/effect]
+python benchmarks/effect.py --cost       # time and memory of each arm, on a quiet machine
+python benchmarks/effect.py --audit      # verdicts on the adapters that runs left
 python benchmarks/effect.py --report     # tables and plot from what has run
 
 Each arm is tuned first, for each trainer: three strengths in the embedded world with a seed that no

@@ -184,8 +184,13 @@ def _rose(found: Findings) -> Decided:
     if not reasons:
         return None
     hidden = found.above("text", TEXT) and found.above("concealed", TEXT)
-    blind = found.lost("own_kept")  # what they show is not the emotion
-    if found.above("own_colon", SHOWN) and found.same_frame and not (hidden or blind):
+    shown = found.above("own_colon", SHOWN) and found.same_frame
+    if shown and found.lost("own_kept"):  # what they show is not the emotion
+        said = (
+            "the penalised directions rose, and have lost more than half of their contrast (share)"
+        )
+        return "evaded", [*reasons, found.say("own_kept", said)]
+    if shown and not hidden:
         return "risen", [*reasons, found.say("own_colon", "the penalised directions show it, σ")]
     said = "the penalised directions do not show it, σ"
     return "evaded", [*reasons, *([found.say("own_colon", said)] * ("own_colon" in found.facts))]

@@ -58,7 +58,10 @@ def test_a_rise_is_an_evasion_unless_the_penalised_directions_show_it(rise: Any)
     assert word(**rise) == "evaded"
     shown = "evaded" if "text" in rise else "risen"  # what is concealed is not shown
     assert word(**rise, own_colon=1.0) == shown
-    assert word(**rise, own_colon=1.0, own_kept=0.3) == "evaded"  # they no longer read it
+    blind = judge(facts(**rise, own_colon=1.0, own_kept=0.3))
+    assert blind.word == "evaded"  # they no longer read it, and that is what is said
+    assert "lost more than half" in blind.reasons[-1]
+    assert "do not show it" in judge(facts(**rise)).reasons[-1]  # control
     if "held_out" not in rise:
         assert word(**rise, own_colon=1.0, frame=0.5) == "evaded"  # by chance, in another basis
 
